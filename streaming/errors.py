@@ -1,0 +1,56 @@
+"""Every error that ``streaming`` raises on purpose. Each message names the setting, topic or event at fault."""
+
+from __future__ import annotations
+
+
+class StreamError(Exception):
+    """Base of all errors of this package."""
+
+
+class LogError(StreamError):
+    """The log refused or failed an operation."""
+
+
+class UnknownTopic(LogError):
+    """A topic or partition that does not exist."""
+
+
+class TopicMismatch(LogError):
+    """A topic exists with settings that do not fit those asked for."""
+
+
+class RecordTooLarge(LogError):
+    """A record larger than its topic allows."""
+
+
+class OffsetOutOfRange(LogError):
+    """A position whose records retention has removed, or that lies past the end."""
+
+
+class Fenced(LogError):
+    """A newer writer of the same id, or a newer generation of the group, has taken over. The step in hand must be abandoned."""
+
+
+class LogFull(LogError):
+    """The disk under the log is full. Nothing of the commit was kept."""
+
+
+class LogUnavailable(LogError):
+    """The broker does not answer, or its file is locked, damaged or of another format."""
+
+
+class Malformed(StreamError):
+    """A record that cannot be taken as what its topic holds.
+
+    ``reason`` is one of a fixed set of words (`streaming.events.REASONS`), fit for a metric's label; ``detail`` names the field and
+    what was wrong with it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class SourceError(StreamError):
+    """A historical log that cannot be read: no such file, no such column, unknown format."""

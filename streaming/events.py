@@ -1,0 +1,148 @@
+"""What is in the topics: one struct for each kind of record, with the field names of the contract (docs/contract.md).
+
+Records that people write (`Interaction`, `Profile`) are checked field by field and refused with a reason (see `streaming.codec`); records
+that the system writes carry ``format``, the version of their layout.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FORMAT = 1
+"""Version of the layout of every record that the system writes."""
+
+Source = tuple[str, int, int]
+"""Where an event stands: topic, partition, offset."""
+
+Feature = float | str | list[str]
+"""The value of one profile feature: a number, one category, or several."""
+
+
+class Interaction(msgspec.Struct, frozen=True):
+    """A user rated an item. ``timestamp`` is the event's own time, in milliseconds since the epoch."""
+
+    user: str
+    item: str
+    rating: float
+    timestamp: int
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What is known of a user or an item beside its id."""
+
+    features: dict[str, Feature]
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """An array as raw little-endian bytes in C order. ``dtype`` is numpy's name of it, such as ``float32``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Rows of an embedding table by id: ``values`` is of shape (len(ids), width)."""
+
+    ids: list[str]
+    values: Tensor
+
+
+class Score(msgspec.Struct, frozen=True):
+    """The score of one interaction, made before anything was learned from it.
+
+    ``sd`` is the score's standard deviation, None where the model has none. ``support_size`` is how many interactions of the user the
+    model was adapted to, ``earlier`` how many the user had before this one. ``step`` is the offset of the first record of the step
+    that scored it.
+    """
+
+    user: str
+    item: str
+    score: float
+    sd: float | None
+    source: Source
+    model_version: int
+    support_size: int
+    earlier: int
+    step: int
+    timestamp: int
+    format: int = FORMAT
+
+
+class Support(msgspec.Struct, frozen=True):
+    """A user's support set: the last interactions as (item, rating, timestamp), oldest first, and the source of the last one.
+
+    ``earlier`` counts all interactions that the user ever had. ``ordinal`` is the user's place in the partition's order of first
+    appearance: rehearsal draws users by it, so that a restored worker draws the same ones.
+    """
+
+    interactions: list[tuple[str, float, int]]
+    source: Source
+    earlier: int
+    ordinal: int
+    format: int = FORMAT
+
+
+class Position(msgspec.Struct, frozen=True):
+    """The position record of a partition in ``support``: all interactions before ``offset`` are in the support sets.
+
+    ``tables`` are the positions up to which users and items had been read when the step was made, ``users`` the number of ordinals given.
+    """
+
+    offset: int
+    users: int
+    model_version: int
+    tables: dict[str, int]
+    format: int = FORMAT
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What one step teaches the global model: gradients, all made at ``version``, and the memory writes.
+
+    ``tensors`` are gradients of whole parameters by name, ``rows`` those of embedding rows; both are sums over ``events`` queries.
+    ``writes`` are the composed memory writes of the step, on its first update only. ``source`` is the range of interactions, as
+    topic, partition, first offset, offset after the last.
+    """
+
+    kind: Literal["query", "rehearsal"]
+    source: tuple[str, int, int, int]
+    version: int
+    events: int
+    tensors: dict[str, Tensor]
+    rows: dict[str, Rows]
+    writes: dict[str, Tensor] = {}
+    tables: dict[str, int] = {}
+    format: int = FORMAT
+
+
+class Version(msgspec.Struct, frozen=True):
+    """A model version: the values that changed since ``parent``, absolute, the optimiser's state among them.
+
+    ``folded`` is the offset after the last update folded, for each partition of ``updates``. ``settings`` is the digest of the
+    settings that the values depend on. A snapshot is a version without a parent, which holds every value.
+    """
+
+    version: int
+    parent: int | None
+    folded: dict[int, int]
+    settings: str
+    tensors: dict[str, Tensor]
+    rows: dict[str, Rows]
+    events: int
+    made_at: int
+    format: int = FORMAT
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A record that could not be taken. ``key`` and ``value`` are its first kilobytes, ``length`` and ``digest`` those of the whole value."""
+
+    reason: str
+    detail: str
+    source: Source
+    key: bytes | None
+    value: bytes | None
+    length: int
+    digest: str
+    format: int = FORMAT

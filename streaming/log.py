@@ -1,0 +1,213 @@
+"""The log: what Coldstream asks of a broker.
+
+Everything that Coldstream knows travels through a partitioned, append-only log. Two brokers stand behind this interface, the
+embedded one (SQLite, one machine) and Apache Kafka; both pass the contract suite in ``tests/contract``. The interface is
+Kafka's model with its traps taken out:
+
+* A `Reader` is assigned its partitions and positions by number and sees committed records only.
+* A `Member` takes part in a group and learns which partitions it owns, and of which generation; it reads nothing. So one reader may
+  follow partitions of many topics while membership is decided by a single topic.
+* A `Writer` has a transactional id. Opening one fences every older writer of that id. All that it writes, consumed offsets included,
+  becomes visible in one `Writer.commit`, or never.
+
+Offsets rise strictly within a partition but need not be contiguous (compaction and Kafka's own markers leave gaps).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """A record as read. ``timestamp`` is the time of its append in milliseconds since the epoch, not the event's own time."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Message(NamedTuple):
+    """A record to be written. Without ``partition`` the key decides (murmur2, as Java's and kafka-python's default partitioner)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+
+
+class Topic(NamedTuple):
+    """A topic's settings.
+
+    ``cleanup`` is how old records go: ``delete`` drops them by age and size, ``compact`` keeps the last record of every key (a null
+    value removes the key). ``retention_ms`` and ``retention_bytes`` (per partition) bound a ``delete`` topic, and ``retention_ms``
+    is how long a ``compact`` topic keeps the null of a removed key; None is without bound. ``max_record_bytes`` bounds key and
+    value together.
+    """
+
+    name: str
+    partitions: int = 1
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention_ms: int | None = None
+    retention_bytes: int | None = None
+    max_record_bytes: int = 1_000_000
+
+
+class Bounds(NamedTuple):
+    """``start`` is the first offset still kept, ``end`` the offset after the last committed record."""
+
+    start: int
+    end: int
+
+
+class Assignment(NamedTuple):
+    """The partitions that a group member owns in one ``generation`` of its group. ``member_id`` names the member to the broker."""
+
+    group: str
+    topic: str
+    member_id: str
+    generation: int
+    partitions: frozenset[int]
+
+
+class Reader(abc.ABC):
+    """Reads committed records of the partitions assigned to it, in offset order within each partition."""
+
+    @abc.abstractmethod
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Replace the assignment: read each partition from the given offset on.
+
+        Raises `UnknownTopic` for a topic that does not exist. A position before the first record kept raises `OffsetOutOfRange` at the
+        next `poll`: nothing is skipped in silence.
+        """
+
+    @abc.abstractmethod
+    def poll(self, max_records: int, timeout: float = 0.0, only: Iterable[TopicPartition] | None = None) -> list[Record]:
+        """Return up to ``max_records`` records, waiting up to ``timeout`` seconds for the first.
+
+        ``only`` restricts this poll to some of the assigned partitions; the positions of the others stay where they are. Records of one
+        partition stand together in offset order, and partitions take turns so that none starves.
+        """
+
+    @abc.abstractmethod
+    def position(self, tp: TopicPartition) -> int:
+        """The offset that the next `poll` of this partition starts from. After a poll it is past every record and gap that was read."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what the reader holds. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Member(abc.ABC):
+    """Membership of a group: which partitions of ``topic`` are ours. Call `assignment` at least every few seconds, it is the heartbeat."""
+
+    @abc.abstractmethod
+    def assignment(self) -> Assignment:
+        """The assignment in force now. A generation below 0 means that the member was evicted; it rejoins with the next call."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Leave the group at once, so that its partitions move without waiting for the session to time out."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Writer(abc.ABC):
+    """A transactional writer. Opening it fences every older writer of the same transactional id."""
+
+    @abc.abstractmethod
+    def commit(
+        self,
+        messages: Sequence[Message],
+        offsets: Mapping[TopicPartition, int] | None = None,
+        owner: Assignment | str | None = None,
+    ) -> list[int]:
+        """Make ``messages`` and the consumed ``offsets`` (next offset to read) visible together, or neither.
+
+        ``owner`` is the assignment under which the offsets were consumed: it must be the one of the generation in force, and hold their
+        partitions. A plain group name commits offsets of a group without members (lockstep, replayer, trainer).
+        Returns the offset of every message, in order.
+
+        Raises `Fenced` if a newer writer of this id was opened or the assignment is no longer in force, `RecordTooLarge`, `UnknownTopic`,
+        `LogFull` if the disk is full. After any error nothing of the commit is visible.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what the writer holds. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Log(abc.ABC):
+    """A connection to a broker. One per process; its readers, members and writers may be used from one thread each."""
+
+    @abc.abstractmethod
+    def create(self, topics: Iterable[Topic]) -> None:
+        """Create the topics that do not exist. Raises `TopicMismatch` where one exists with another number of partitions or another cleanup."""
+
+    @abc.abstractmethod
+    def topics(self) -> dict[str, Topic]:
+        """Every topic by name."""
+
+    @abc.abstractmethod
+    def bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:
+        """First offset kept and end of each partition. Raises `UnknownTopic`."""
+
+    @abc.abstractmethod
+    def committed(self, group: str, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The committed offsets of a group; partitions without one are left out."""
+
+    @abc.abstractmethod
+    def append(self, messages: Sequence[Message]) -> list[int]:
+        """Write outside any transaction; durable when it returns. Returns the offsets. Raises as `Writer.commit` does."""
+
+    @abc.abstractmethod
+    def reader(self) -> Reader:
+        """A reader without an assignment yet."""
+
+    @abc.abstractmethod
+    def member(self, group: str, topic: str) -> Member:
+        """Join a group that shares out the partitions of ``topic``."""
+
+    @abc.abstractmethod
+    def writer(self, transactional_id: str) -> Writer:
+        """Open a transactional writer, fencing every older one of this id."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the connection. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
