@@ -20,7 +20,32 @@ Feature = float | str | list[str]
 """The value of one profile feature: a number, one category, or several."""
 
 
-class Interaction(msgspec.Struct, frozen=True):
+REASONS = frozenset(
+    {
+        "empty",
+        "too-large",
+        "too-deep",
+        "not-decodable",
+        "invalid-utf8",
+        "not-a-map",
+        "duplicate-field",
+        "missing-field",
+        "wrong-type",
+        "bad-id",
+        "rating-off-scale",
+        "timestamp-out-of-range",
+        "bad-feature",
+        "too-many-features",
+        "wrong-key",
+        "wrong-partition",
+    }
+)
+"""Why a record is a dead letter. A fixed set, fit for a metric's label; docs/contract.md explains each."""
+
+
+# Unknown fields are forbidden here so that `streaming.validation` can decode the common case in one pass: what this struct refuses is
+# looked at again with care, where unknown fields are ignored and counted.
+class Interaction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A user rated an item. ``timestamp`` is the event's own time, in milliseconds since the epoch."""
 
     user: str
@@ -136,7 +161,10 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that could not be taken. ``key`` and ``value`` are its first kilobytes, ``length`` and ``digest`` those of the whole value."""
+    """A record that could not be taken.
+
+    ``key`` and ``value`` are its first kilobytes, ``length`` and ``digest`` those of the whole value.
+    """
 
     reason: str
     detail: str
@@ -145,4 +173,26 @@ class DeadLetter(msgspec.Struct, frozen=True):
     value: bytes | None
     length: int
     digest: str
+    format: int = FORMAT
+
+
+class ReplayPosition(msgspec.Struct, frozen=True):
+    """How far a file has been replayed into a topic: the value of ``replays``, whose key is the digest of topic and file name.
+
+    ``size`` and ``digest`` (of the first and last megabyte) tell whether the file is still the same, ``settings`` is the digest of how it
+    was read. The first ``entries`` entries are in the topics; in the file's own order the next one starts after line ``line`` and byte
+    ``end``. ``events`` and ``dead_letters`` (by reason) count over all runs.
+    """
+
+    topic: str
+    name: str
+    size: int
+    digest: str
+    settings: str
+    entries: int
+    line: int
+    end: int
+    events: int
+    dead_letters: dict[str, int]
+    done: bool
     format: int = FORMAT

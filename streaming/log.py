@@ -172,7 +172,10 @@ class Log(abc.ABC):
 
     @abc.abstractmethod
     def create(self, topics: Iterable[Topic]) -> None:
-        """Create the topics that do not exist. Raises `TopicMismatch` where one exists with another number of partitions or another cleanup."""
+        """Create the topics that do not exist.
+
+        Raises `TopicMismatch` where one exists with another number of partitions or another cleanup.
+        """
 
     @abc.abstractmethod
     def topics(self) -> dict[str, Topic]:

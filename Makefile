@@ -1,0 +1,98 @@
+# Everything a person or CI does with this checkout. It needs make, and a python3 of 3.11 or later with venv and pip; the rest is
+# installed into .venv, exactly as requirements-dev.lock says. ARGS="..." adds arguments to the command of a target.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.SHELLFLAGS := -eu -c
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+ENV := .venv/.stamp
+DATA := data/ml-100k
+
+# uv does not read pip's settings: pass on a mirror that pip is told of, and trust the certificates that this machine trusts.
+export UV_SYSTEM_CERTS ?= 1
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# One interpreter and one environment, whatever else uv finds on the machine.
+export UV_PYTHON_DOWNLOADS := never
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
+
+.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench lock test-lowest clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: data ## run the system over all of MovieLens-100K; leaves runs/demo/report.html
+	$(BIN)/coldstream demo --data $(DATA) --out runs/demo $(ARGS)
+
+test: $(ENV) ## run all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(ENV) ## check formatting, lint rules and the direction of imports
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-cache
+
+types: $(ENV) ## check types with mypy, strictly
+	$(BIN)/mypy
+
+format: $(ENV) ## format all files and repair what ruff can repair
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ci: ## what CI runs: lint, types, test
+	.ci/run
+
+ablation: data ## compare memories, local adaptations and presets on MovieLens-100K
+	$(BIN)/python -m benchmarks.ablation $(ARGS)
+
+evaluate: data ## the paper's protocol: the four scenarios of warm and cold users and items
+	$(BIN)/coldstream evaluate $(ARGS)
+
+kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scores must not change
+	$(BIN)/python -m benchmarks.kill_demo $(ARGS)
+
+bench: $(ENV) ## measure speed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+env: $(ENV) ## make or renew the environment in .venv
+
+data: $(ENV) ## fetch MovieLens-100K into data/
+	@$(BIN)/python -m consumers.demo_data --out $(DATA)
+
+lock: $(ENV) ## renew requirements-dev.lock: the newest versions that pyproject.toml allows
+	$(BIN)/$(COMPILE) --group dev --universal --generate-hashes --upgrade --custom-compile-command "make lock" -o requirements-dev.lock
+
+test-lowest: $(ENV) ## run all tests with every dependency at the lower bound that pyproject.toml states
+	@mkdir -p .cache
+	$(BIN)/$(COMPILE) --resolution lowest-direct -o .cache/lowest.txt
+	$(PYTHON) -m venv .cache/venv-lowest
+	$(BIN)/uv pip install --quiet -p .cache/venv-lowest/bin/python -r .cache/lowest.txt --group dev
+	$(BIN)/uv pip install --quiet -p .cache/venv-lowest/bin/python --no-deps --no-build-isolation -e .
+	.cache/venv-lowest/bin/pytest $(ARGS)
+
+clean: ## delete caches and builds; .venv, data/ and runs/ stay
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find $(wildcard model streaming consumers benchmarks tests) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv of another Python than $(PYTHON) is made anew, any other is brought up to date in place.
+$(ENV): pyproject.toml requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Coldstream needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@echo "making the environment in .venv (about a minute, once)"
+	@want=$$($(PYTHON) -c 'import sys; print(sys.version)'); \
+	  have=$$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null || true); \
+	  if [ "$$want" = "$$have" ]; then clear=; else clear=--clear; fi; \
+	  $(PYTHON) -m venv $$clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet -p $(BIN)/python requirements-dev.lock
+	@$(BIN)/uv pip install --quiet -p $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
