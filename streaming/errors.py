@@ -54,3 +54,15 @@ class Malformed(StreamError):
 
 class SourceError(StreamError):
     """A historical log that cannot be read: no such file, no such column, unknown format."""
+
+
+class FormatMismatch(StreamError):
+    """A record of the system in another layout than this version reads. The message names what was found and what was expected."""
+
+
+class ChunkError(StreamError):
+    """Chunks of a cut value that do not fit together: one is missing, out of turn, or damaged."""
+
+
+class EndpointError(StreamError):
+    """The endpoint for metrics and health cannot listen at the address and port asked for."""
