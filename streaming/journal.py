@@ -115,7 +115,8 @@ class History:
     """What a journal says of all its runs.
 
     ``runs`` is 1 + restarts. ``events_processed`` counts an event every time a step took it up. ``seconds`` is the sum over the runs of
-    the time from the run's start to its last line: time between runs is no part of it, nor is the step in which a run was killed. ``stages`` is the sum over the runs of the seconds of each stage. ``notes`` are the payloads of other lines by kind, in order.
+    the time from the run's start to its last line: time between runs is no part of it, nor is the step in which a run was killed.
+    ``stages`` is the sum over the runs of the seconds of each stage. ``notes`` are the payloads of other lines by kind, in order.
     """
 
     runs: int = 0
