@@ -1,0 +1,272 @@
+"""The model: Memory-Augmented Meta-Optimization for cold-start recommendation (MAMO, Dong et al., KDD 2020), with a closed-form variant.
+
+Read `Mamo.forward` from top to bottom. The numbers of equations are the paper's. Shapes: B tasks of U users, n interactions of a support,
+q of a query, d_e embedding size, K memory rows, F = d_e + 1 features of the last layer (the constant is the last).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.adaptation import Posterior, Weights, gradient_steps
+from model.memory import Memory
+from model.profiles import Profiles
+from model.settings import Feature, FeatureSchema, ModelSettings
+from model.tables import Table
+from model.tasks import Batch
+
+SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
+"""Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
+
+
+class Leaves(NamedTuple):
+    """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches."""
+
+    phi: Weights
+    user_keys: list[str]
+    user_values: Tensor
+    item_keys: list[str]
+    item_values: Tensor
+
+
+class Prediction(NamedTuple):
+    """Scores of a batch, and the nodes of its graph at which memories are written.
+
+    ``score`` (B, q) is not yet brought inside the rating scale; ``variance`` (B, q) is None without the closed form. ``theta_u`` are the
+    parameters of the user network and ``mixing`` is M_uI, of each user (U, ...) before, or of each task (B, ...) after gradient steps.
+    """
+
+    score: Tensor
+    variance: Tensor | None
+    attention: Tensor  # (U, K)
+    p_u: Tensor  # (U, d_u)
+    theta_u: list[Tensor]
+    mixing: Tensor | None
+    mixing_read: Tensor | None  # (U, d_e, 2 d_e), a_u^T M_UI
+    last_layer: Tensor | None  # (B, F), the adapted w
+    last_layer_prior: Tensor | None  # (B, F), what the profile alone predicts of it
+
+
+class Mamo:
+    """Parameters, memories and tables of one model version, and the forward pass."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        schema: FeatureSchema,
+        scale: tuple[float, float],
+        *,
+        seed: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.settings = settings
+        self.scale = scale
+        self.dtype = dtype
+        self.closed_form = settings.local == "closed_form"
+        d = settings.embedding_size
+        # A user without any declared feature still has a profile: the embedding of knowing nothing.
+        user_schema = schema.user or {"profile": Feature(kind="categorical")}
+        common = {"deviation": 0.1, "zero_from": d, "seed": seed, "max_rows": settings.max_rows, "overflow_rows": settings.overflow_rows}
+        self.user_table = Table("user", d, **common)  # type: ignore[arg-type]
+        # The last column is the bias of an item, the sum over its features.
+        self.item_table = Table("item", d + 1, **common)  # type: ignore[arg-type]
+        for table in (self.user_table, self.item_table):
+            table.values = table.values.to(dtype)
+        self.users = Profiles(user_schema, self.user_table)
+        self.items = Profiles(schema.item, self.item_table)
+
+        generator = torch.Generator().manual_seed(seed)
+        phi = self._initial(len(user_schema) * d, len(schema.item) * d, generator)
+        self.shapes = {name: value.shape for name, value in phi.items()}
+        self.set_vector(torch.cat([value.flatten() for value in phi.values()]).to(dtype))
+        self.user_names = [name for name in self.phi if name.startswith("user.")]
+        rows, d_u = settings.memory_rows, len(user_schema) * d
+        size = sum(self.phi[name].numel() for name in self.user_names)
+        self.memory = Memory(
+            profile=0.1 * torch.randn(rows, d_u, generator=generator, dtype=torch.float64).to(dtype),
+            gradient=torch.zeros(rows, size, dtype=dtype),
+            mixing=torch.cat([torch.zeros(d, d), torch.eye(d)], 1).to(dtype)
+            + 0.01 * torch.randn(rows, d, 2 * d, generator=generator, dtype=torch.float64).to(dtype),
+            weights=torch.zeros(rows, d + 1, dtype=dtype),
+            centre=torch.zeros(d_u, dtype=dtype),
+        )
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The embedding tables by name."""
+        return {"user": self.user_table, "item": self.item_table}
+
+    def set_vector(self, vector: Tensor) -> None:
+        """Set all of phi, given as one vector."""
+        self.vector = vector
+        self.phi = self.of_vector(vector)
+
+    def of_vector(self, vector: Tensor) -> Weights:
+        """Views of a vector as long as phi, by parameter."""
+        parts, start = {}, 0
+        for name, shape in self.shapes.items():
+            parts[name] = vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+        return parts
+
+    def _initial(self, d_u: int, d_i: int, generator: torch.Generator) -> Weights:
+        """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""
+        settings = self.settings
+        d = settings.embedding_size
+        middle = sum(self.scale) / 2
+
+        def network(name: str, layers: int, into: int, out: int) -> Weights:
+            sizes = [into, *[d] * (layers - 1), out]
+            phi: Weights = {}
+            for layer, (a, b) in enumerate(itertools.pairwise(sizes)):
+                bound = (6 / (a + b)) ** 0.5
+                glorot = (torch.rand(a, b, generator=generator, dtype=torch.float64) * 2 - 1) * bound
+                identity = torch.eye(d, dtype=torch.float64).repeat(a // d, 1) if layers == 1 and b == d else glorot
+                phi[f"{name}.{layer}.weight"] = identity
+                phi[f"{name}.{layer}.bias"] = torch.zeros(b)
+            return phi
+
+        phi = network("user", settings.layers, d_u, d) | network("item", settings.layers, d_i, d)
+        if not self.closed_form:
+            phi |= network("rating", settings.rating_layers, d if settings.task_memory else 2 * d, 1)
+            phi[f"rating.{settings.rating_layers - 1}.bias"] += middle
+            return phi
+        phi["prior.weight"] = torch.zeros(d, d + 1)
+        phi["prior.bias"] = torch.cat([0.1 * torch.randn(d, generator=generator), torch.zeros(1)])
+        phi["gate"] = torch.zeros(d + 1)
+        phi["mean"] = torch.tensor([middle])
+        phi["log_precision"] = torch.tensor([settings.rating_sd]).log() * -2
+        phi["log_prior"] = torch.full((d + 1,), settings.prior_precision).log()
+        if settings.recency:
+            phi["recency"] = torch.tensor([settings.recency]).expm1().log()  # softplus gives it back
+        return phi
+
+    def leaves(self, batch: Batch, *, requires_grad: bool) -> tuple[Leaves, Batch]:
+        """Copy out what the batch touches; its row numbers then point into the copies."""
+
+        def touched(rows: Tensor, table: Table) -> tuple[list[str], Tensor, Tensor]:
+            unique, inverse = torch.unique(rows, return_inverse=True)
+            return [table.keys[row] for row in unique.tolist()], table.values[unique].requires_grad_(requires_grad), inverse
+
+        user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
+        item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)
+        phi = {name: value.detach().requires_grad_(requires_grad) for name, value in self.phi.items()}
+        return Leaves(phi, user_keys, user_values, item_keys, item_values), batch._replace(user_rows=user_rows, item_rows=item_rows)
+
+    def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
+        """Adapt every task to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
+        settings, phi, memory = self.settings, leaves.phi, self.memory
+
+        # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).
+        p_u = self.users.embed(batch.user_rows, batch.user_weights, leaves.user_values).flatten(1)
+        item = self.items.embed(batch.item_rows, batch.item_weights, leaves.item_values)
+        p_i, bias = item[..., :-1].flatten(1), item[..., -1].sum(1)
+        attention = memory.attention(p_u, settings.temperature, centred=settings.centred)
+        theta_u = [phi[name].expand(len(p_u), *phi[name].shape) for name in self.user_names]
+        if settings.feature_memory:
+            shift = torch.split(attention @ memory.gradient, [phi[name].numel() for name in self.user_names], 1)
+            theta_u = [theta - settings.tau * b.view(theta.shape) for theta, b in zip(theta_u, shift, strict=True)]  # Eq. 9
+        mixing = None
+        if settings.task_memory:
+            mixing = torch.einsum("uk,kab->uab", attention, memory.mixing).requires_grad_(theta_u[0].requires_grad)  # Eq. 7
+
+        # Fast weights: those of the user where tasks share them, one copy a task where each takes its own gradient steps (Eq. 10).
+        task = batch.user_of
+        fast = dict(phi) | {name: theta[task] for name, theta in zip(self.user_names, theta_u, strict=True)}
+        if mixing is not None:
+            fast["mixing"] = mixing[task]
+        written = theta_u, mixing
+        if settings.inner_steps and settings.local != "none":
+            fast = self._inner_loop(fast, batch, p_u[task], p_i, bias)
+            if settings.adapts_inner_layers:
+                written = [fast[name] for name in self.user_names], fast.get("mixing")
+        if not self.closed_form:
+            score = self._rate(fast, p_u[task], p_i[batch.query_items])
+            return Prediction(score, None, attention, p_u, *written, mixing, None, None)
+
+        # The last layer, exactly (the design's closed form).
+        prior, profile_prior = self._prior(fast, p_u[task], attention[task])
+        precision = phi["log_precision"].exp()
+        weight = precision * batch.support_mask
+        if "recency" in phi:
+            weight = weight * (1 + batch.newer) ** -torch.nn.functional.softplus(phi["recency"])
+        residual = batch.support_ratings - phi["mean"] - bias[batch.support_items]
+        x = self._features(fast, p_u[task], p_i, batch.support_items)
+        posterior = Posterior(x, residual, weight, phi["log_prior"].exp(), prior)
+        on_query, variance = posterior.predict(self._features(fast, p_u[task], p_i, batch.query_items))
+        score = phi["mean"] + bias[batch.query_items] + on_query
+        return Prediction(score, variance + 1 / precision, attention, p_u, *written, mixing, posterior.mean, profile_prior)
+
+    def _network(self, theta: Weights, name: str, layers: int, x: Tensor) -> Tensor:
+        """Fully connected layers; weights and biases may have a leading dimension of tasks, which x (B, n, in) then has as well."""
+        act = {"relu": torch.relu, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus}[self.settings.activation]
+        for layer in range(layers):
+            bias = theta[f"{name}.{layer}.bias"]
+            x = x @ theta[f"{name}.{layer}.weight"] + (bias[:, None] if bias.dim() > 1 else bias)
+            if layer < layers - 1:
+                x = act(x)
+        return x
+
+    def _mixed(self, fast: Weights, p_u: Tensor, e_i: Tensor) -> Tensor:
+        """Eq. 1 and the inside of Eq. 2: M_uI [e_u, e_i] (B, n, d_e) of users (B, d_u) and their items (B, n, d_e)."""
+        e_u = self._network(fast, "user", self.settings.layers, p_u[:, None])
+        d = self.settings.embedding_size
+        if "mixing" not in fast:
+            return e_i if self.closed_form else torch.cat([e_u.expand_as(e_i), e_i], -1)
+        mixing = fast["mixing"].mT
+        return e_u @ mixing[:, :d] + e_i @ mixing[:, d:]
+
+    def _rate(self, fast: Weights, p_u: Tensor, p_i: Tensor) -> Tensor:
+        """Eq. 2: scores (B, n) of items with profiles (B, n, d_i)."""
+        e_i = self._network(fast, "item", self.settings.layers, p_i)
+        return self._network(fast, "rating", self.settings.rating_layers, self._mixed(fast, p_u, e_i))[..., 0]
+
+    def _features(self, fast: Weights, p_u: Tensor, p_i: Tensor, items: Tensor) -> Tensor:
+        """Features x (B, n, F) of the items numbered (B, n) for their tasks' users, the constant last."""
+        if fast["item.0.weight"].dim() == 2:
+            e_i = self._network(fast, "item", self.settings.layers, p_i)[items]
+        else:
+            e_i = self._network(fast, "item", self.settings.layers, p_i[items])
+        x = self._mixed(fast, p_u, e_i)
+        return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+    def _prior(self, fast: Weights, p_u: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior mean w0 (B, F) of the last layer: what the profile predicts, plus what M_w remembers of users like this one, gated."""
+        e_u = self._network(fast, "user", self.settings.layers, p_u[:, None])[:, 0]
+        of_profile = e_u @ fast["prior.weight"] + fast["prior.bias"]
+        if not self.settings.task_memory:
+            return of_profile, of_profile
+        return of_profile + fast["gate"] * (attention @ self.memory.weights), of_profile
+
+    def _inner_loop(self, fast: Weights, batch: Batch, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
+        """Eq. 11. Before a closed form the last layer stands at what the profile predicts of it."""
+        settings = self.settings
+        heads = ("rating.",) if settings.local == "decision" else ("user.", "item.", "rating.", "mixing")
+        names = [name for name in fast if name.startswith(heads)]
+        tasks = len(p_u)
+        for name in names:
+            if name in self.phi and fast[name].dim() == self.phi[name].dim():
+                fast[name] = fast[name].expand(tasks, *fast[name].shape)
+
+        def predict(weights: Weights) -> Tensor:
+            if not self.closed_form:
+                return self._rate(weights, p_u, p_i[batch.support_items])
+            x = self._features(weights, p_u, p_i, batch.support_items)
+            of_profile, _ = self._prior(weights, p_u, p_u.new_zeros(tasks, len(self.memory.weights)))
+            return weights["mean"] + bias[batch.support_items] + (x @ of_profile[..., None])[..., 0]
+
+        return gradient_steps(
+            fast,
+            names,
+            predict,
+            batch.support_ratings,
+            batch.support_mask,
+            rate=settings.inner_rate,
+            steps=settings.inner_steps,
+            clip=settings.inner_clip,
+            second_order=settings.order == "second",
+        )

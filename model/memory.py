@@ -1,0 +1,151 @@
+"""MAMO's memories: what is read from them (Eq. 3, 4, 7) and how they are written (Eq. 5, 6, 8).
+
+Memories learn by their writes alone, never by gradients. A write is a linear map of the rows and an addition, so writes compose: a
+worker sends the writes of a whole step as one `Writes`, and the trainer composes those of a round, in order, before it applies them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from model.settings import ModelSettings, rate
+
+
+@dataclass
+class Memory:
+    """The memories, K rows each."""
+
+    profile: Tensor  # M_P (K, d_u)
+    gradient: Tensor  # M_U (K, size of theta_u)
+    mixing: Tensor  # M_UI (K, d_e, 2 d_e)
+    weights: Tensor  # M_w (K, F), the task memory of the closed form's last layer
+    centre: Tensor  # (d_u,), running mean of the profiles written
+
+    def attention(self, p_u: Tensor, temperature: float, *, centred: bool) -> Tensor:
+        """Eq. 3: a_u = softmax(temperature cosine(p_u, M_P)) of profiles (U, d_u) -> (U, K), less the mean profile if ``centred``.
+
+        No gradient flows through a_u: M_P averages the profiles, and a profile that learns to be attended to would chase it.
+        """
+        looked = (p_u.detach() - self.centre) if centred else p_u.detach()
+        rows = self.profile
+        cosine = torch.nn.functional.cosine_similarity(looked[:, None], rows[None], dim=-1, eps=1e-8)
+        return torch.softmax(temperature * cosine, -1)
+
+    def spread(self) -> float:
+        """How different the rows of M_P are: one less their mean pairwise cosine (0 when all are collinear)."""
+        k = len(self.profile)
+        if k == 1:
+            return 0.0
+        unit = torch.nn.functional.normalize(self.profile, dim=1)
+        cosine = unit @ unit.T
+        return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
+
+
+@dataclass
+class Writes:
+    """A composed write, one (decay, delta) for each row of each memory; for M_UI the decay is a matrix.
+
+    M_P[k] <- profile_decay[k] M_P[k] + profile[k], and so for the others; M_UI <- mixing_map M_UI + mixing, for Eq. 8 reads a_u^T M_UI
+    anew at each write: with D = diag(decay) and the change C that adaptation made to M_uI, a write of user u is
+    M_UI <- D M_UI + g a_u (a_u^T M_UI + C) = (D + g a_u a_u^T) M_UI + g a_u C, a product that does not commute.
+    """
+
+    profile_decay: Tensor  # (K,)
+    profile: Tensor  # (K, d_u)
+    centre_decay: Tensor  # ()
+    centre: Tensor  # (d_u,)
+    gradient_decay: Tensor  # (K,)
+    gradient: Tensor  # (K, size of theta_u)
+    mixing_map: Tensor  # (K, K)
+    mixing: Tensor  # (K, d_e, 2 d_e)
+    weights_decay: Tensor  # (K,)
+    weights: Tensor  # (K, F)
+
+    @classmethod
+    def nothing(cls, memory: Memory) -> Self:
+        """The write that changes nothing, the unit of `then`."""
+        ones = torch.ones(len(memory.profile), dtype=memory.profile.dtype)
+        return cls(
+            profile_decay=ones,
+            profile=torch.zeros_like(memory.profile),
+            centre_decay=ones[0],
+            centre=torch.zeros_like(memory.centre),
+            gradient_decay=ones,
+            gradient=torch.zeros_like(memory.gradient),
+            mixing_map=torch.diag(ones),
+            mixing=torch.zeros_like(memory.mixing),
+            weights_decay=ones,
+            weights=torch.zeros_like(memory.weights),
+        )
+
+    @classmethod
+    def of_user(
+        cls,
+        settings: ModelSettings,
+        centre: Tensor,
+        attention: Tensor,
+        p_u: Tensor,
+        gradient: Tensor,
+        mixing_change: Tensor,
+        weights: Tensor,
+    ) -> Self:
+        """The write of one user with attention a_u (K,).
+
+        Eq. 5 takes ``p_u`` (d_u,), Eq. 6 the ``gradient`` of the query loss at the adapted theta_u, Eq. 8 ``mixing_change``, what
+        adaptation added to M_uI; M_w takes, in the form of Eq. 5, ``weights``, the adapted w less what the profile predicted of it.
+
+        The paper lets a row forget at one rate, (1 - alpha) M_P, attended to or not. Gated, it forgets as it is written: 1 - alpha a_u.
+        A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
+        """
+        alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
+
+        def decay(step: float) -> Tensor:
+            return 1 - step * attention if settings.gated else (1 - step) * torch.ones_like(attention)
+
+        looked = p_u - centre if settings.centred else p_u
+        outer = gamma * torch.outer(attention, attention)
+        return cls(
+            profile_decay=decay(alpha),
+            profile=alpha * torch.outer(attention, looked),
+            centre_decay=torch.tensor(1 - alpha / len(attention), dtype=p_u.dtype),
+            centre=alpha / len(attention) * p_u,
+            gradient_decay=decay(beta),
+            gradient=beta * torch.outer(attention, gradient),
+            mixing_map=torch.diag(decay(gamma)) + outer,
+            mixing=gamma * attention[:, None, None] * mixing_change,
+            weights_decay=decay(gamma),
+            weights=gamma * torch.outer(attention, weights),
+        )
+
+    def then(self, later: Self) -> Self:
+        """The one write that does what this write and then ``later`` do. Associative, not commutative."""
+        return type(self)(
+            profile_decay=later.profile_decay * self.profile_decay,
+            profile=later.profile_decay[:, None] * self.profile + later.profile,
+            centre_decay=later.centre_decay * self.centre_decay,
+            centre=later.centre_decay * self.centre + later.centre,
+            gradient_decay=later.gradient_decay * self.gradient_decay,
+            gradient=later.gradient_decay[:, None] * self.gradient + later.gradient,
+            mixing_map=later.mixing_map @ self.mixing_map,
+            mixing=torch.einsum("jk,kab->jab", later.mixing_map, self.mixing) + later.mixing,
+            weights_decay=later.weights_decay * self.weights_decay,
+            weights=later.weights_decay[:, None] * self.weights + later.weights,
+        )
+
+    def apply(self, memory: Memory) -> Memory:
+        """The memory after this write."""
+        return Memory(
+            profile=self.profile_decay[:, None] * memory.profile + self.profile,
+            gradient=self.gradient_decay[:, None] * memory.gradient + self.gradient,
+            mixing=torch.einsum("jk,kab->jab", self.mixing_map, memory.mixing) + self.mixing,
+            weights=self.weights_decay[:, None] * memory.weights + self.weights,
+            centre=self.centre_decay * memory.centre + self.centre,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts by name, as they travel."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,92 @@
+"""Profiles of users or of items, and their embeddings p_u and p_i."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.features import Entry, Value, encode
+from model.settings import Feature
+from model.tables import Table
+
+
+class Profiles:
+    """The profiles of one side and the rows of the embedding table that each is made of.
+
+    Encoded profiles are remembered by place, as row numbers (places, slots) and weights of the same shape; features follow each other
+    in the schema's order, each in its own slots. ``remember`` bounds how many.
+    """
+
+    def __init__(self, schema: Mapping[str, Feature], table: Table, *, remember: int = 1_000_000) -> None:
+        self.schema = schema
+        self.table = table
+        self.remember = remember
+        self.features: dict[str, Mapping[str, Value]] = {}
+        self.spans: list[tuple[int, int]] = []
+        start = 0
+        for feature in schema.values():
+            self.spans.append((start, start + feature.slots))
+            start += feature.slots
+        self.slots = start
+        self._forget()
+
+    def _forget(self) -> None:
+        self._places: dict[str, int] = {}
+        self._rows = np.zeros((64, self.slots), np.int64)
+        self._weights = np.zeros((64, self.slots), np.float32)
+        self._layout = self.table.layout
+
+    def set(self, key: str, features: Mapping[str, Value] | None) -> None:
+        """Take a new or changed profile; None drops it. In effect from the next `places` on."""
+        if features is None:
+            self.features.pop(key, None)
+        else:
+            self.features[key] = features
+        if (place := self._places.get(key)) is not None:
+            self._write(place, key)
+
+    def entries(self, key: str) -> list[list[Entry]]:
+        """What the profile of ``key`` is encoded to, feature by feature."""
+        profile = self.features.get(key, {})
+        return [encode(name, feature, profile.get(name), key) for name, feature in self.schema.items()]
+
+    def begin(self) -> None:
+        """Start a step: the places given before may no longer hold."""
+        self.table.trim()
+        if self._layout != self.table.layout or len(self._places) > self.remember:
+            self._forget()
+
+    def places(self, keys: Sequence[str]) -> list[int]:
+        """The places of keys, known or not."""
+        places = self._places
+        found = []
+        for key in keys:
+            place = places.get(key)
+            if place is None:
+                place = places[key] = len(places)
+                if place == len(self._rows):
+                    self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+                    self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
+                self._write(place, key)
+            found.append(place)
+        return found
+
+    def _write(self, place: int, key: str) -> None:
+        self._rows[place] = 0
+        self._weights[place] = 0
+        for (start, _), entries in zip(self.spans, self.entries(key), strict=True):
+            for slot, (row, entry) in enumerate(zip(self.table.lookup(entry.key for entry in entries), entries, strict=True), start):
+                self._rows[place, slot] = row
+                self._weights[place, slot] = entry.weight
+
+    def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Row numbers and weights of places, both of shape (len(places), slots)."""
+        return torch.from_numpy(self._rows[places]), torch.from_numpy(self._weights[places])
+
+    def embed(self, rows: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """Sum each feature's weighted rows: (n, slots) into ``values`` (m, width) -> (n, features, width)."""
+        weighted = values[rows] * weights[..., None].to(values.dtype)
+        return torch.stack([weighted[:, start:end].sum(1) for start, end in self.spans], 1)

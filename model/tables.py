@@ -1,0 +1,130 @@
+"""Embedding tables keyed by strings, which grow as new keys come.
+
+A key that the model version does not hold has an initial value, the same in every process, so that a new id is served at once and nobody
+has to hand out row numbers. A table holds at most ``max_rows`` keys of the version: once it is full, every further key is served from,
+and learns into, one of ``overflow_rows`` shared rows, chosen by a hash of the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Table:
+    """Rows by key: ``values`` is of shape (allotted, width); the rows past ``len(self)`` are spare.
+
+    A row starts as a draw of N(0, deviation^2), seeded by its key, but for columns from ``zero_from`` on, which start at 0.
+    """
+
+    def __init__(self, name: str, width: int, *, deviation: float, zero_from: int, seed: int, max_rows: int, overflow_rows: int) -> None:
+        self.name = name
+        self.width = width
+        self.deviation = deviation
+        self.zero_from = zero_from
+        self.seed = seed
+        self.max_rows = max_rows
+        self.overflow_rows = overflow_rows
+        self.values = torch.zeros(64, width)
+        self.rows: dict[str, int] = {}
+        self.keys: list[str] = []
+        self.provisional: set[str] = set()
+        """Keys that were looked up but are in no version yet."""
+        self.layout = 0
+        """Counts the times that row numbers changed, for those who remember them."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def known(self) -> int:
+        """How many keys the model version holds."""
+        return len(self.rows) - len(self.provisional)
+
+    def home(self, key: str) -> str:
+        """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full."""
+        if self.known < self.max_rows or (key in self.rows and key not in self.provisional):
+            return key
+        feature = key.partition("=")[0]
+        return f"{feature}~{int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % self.overflow_rows}"
+
+    def initial(self, key: str) -> Tensor:
+        """The value of a key that the version does not hold, of shape (width,)."""
+        value = torch.zeros(self.width, dtype=self.values.dtype)
+        if self.deviation and self.zero_from:
+            seed = hashlib.blake2b(f"{self.seed} {self.name} {key}".encode(), digest_size=8).digest()
+            draw = np.random.default_rng(int.from_bytes(seed)).standard_normal(self.zero_from)
+            value[: self.zero_from] = torch.from_numpy(draw) * self.deviation
+        return value
+
+    def lookup(self, keys: Iterable[str]) -> list[int]:
+        """Row numbers of keys; a new key gets a provisional row with its initial value."""
+        found = []
+        for key in keys:
+            row = self.rows.get(key)
+            if row is None:
+                home = self.home(key)
+                row = self.rows.get(home)
+                if row is None:
+                    row = self._append(home, self.initial(home))
+                    self.provisional.add(home)
+            found.append(row)
+        return found
+
+    def admit(self, keys: Iterable[str]) -> list[int]:
+        """As `lookup`, but the keys become part of the version, as long as there is room."""
+        found = []
+        for key in keys:
+            home = self.home(key)
+            row = self.rows.get(home)
+            if row is None:
+                row = self._append(home, self.initial(home))
+            self.provisional.discard(home)
+            found.append(row)
+        return found
+
+    def assign(self, keys: Sequence[str], values: Tensor) -> None:
+        """Set rows to what a version states: ``values`` is of shape (len(keys), width)."""
+        rows = []
+        for key in keys:
+            row = self.rows.get(key)
+            if row is None:
+                row = self._append(key, self.values.new_zeros(self.width))
+            self.provisional.discard(key)
+            rows.append(row)
+        if rows:
+            self.values[rows] = values.to(self.values.dtype)
+
+    def trim(self) -> None:
+        """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
+        if not self.provisional or (self.known < self.max_rows and len(self.provisional) < self.max_rows):
+            return
+        keys, values = self.export()
+        self.clear()
+        self.assign(keys, values)
+
+    def clear(self) -> None:
+        """Forget every row."""
+        self.rows = {}
+        self.keys = []
+        self.provisional = set()
+        self.values = self.values.new_zeros(64, self.width)
+        self.layout += 1
+
+    def export(self) -> tuple[list[str], Tensor]:
+        """Keys and values, of shape (known, width), of all rows that the version holds."""
+        keys = [key for key in self.keys if key not in self.provisional]
+        return keys, self.values[[self.rows[key] for key in keys]]
+
+    def _append(self, key: str, value: Tensor) -> int:
+        row = len(self.rows)
+        if row == len(self.values):
+            self.values = torch.cat([self.values, torch.zeros_like(self.values)])
+        self.values[row] = value
+        self.rows[key] = row
+        self.keys.append(key)
+        return row
