@@ -1,0 +1,39 @@
+"""Dead letters: what could not be taken, kept with its reason, its place and enough of it to see what it was."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from streaming.codec import encode
+from streaming.events import DeadLetter
+from streaming.log import Message
+
+if TYPE_CHECKING:
+    from streaming.errors import Malformed
+    from streaming.log import Record
+
+KEPT_BYTES = 4096
+"""How much of a dead letter's key and value is kept."""
+
+_DETAIL_CHARACTERS = 500
+
+
+def dead_letter(record: Record, error: Malformed) -> DeadLetter:
+    """Return the dead letter for ``record``. Its digest is the SHA-256 of the whole value, of no bytes for a null."""
+    value = record.value
+    return DeadLetter(
+        reason=error.reason,
+        detail=error.detail.encode("utf-8", "backslashreplace").decode()[:_DETAIL_CHARACTERS],
+        source=(record.topic, record.partition, record.offset),
+        key=None if record.key is None else record.key[:KEPT_BYTES],
+        value=None if value is None else value[:KEPT_BYTES],
+        length=len(value or b""),
+        digest=hashlib.sha256(value or b"").hexdigest(),
+    )
+
+
+def dead_letter_message(topic: str, record: Record, error: Malformed) -> Message:
+    """Return the dead letter as a message to ``topic``, keyed as it came. A key beyond `KEPT_BYTES` is cut: the letter always fits."""
+    letter = dead_letter(record, error)
+    return Message(topic, letter.key, encode(letter))

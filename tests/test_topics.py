@@ -1,0 +1,49 @@
+"""The contract of topics, against the table of the design."""
+
+from __future__ import annotations
+
+import pytest
+
+from streaming.topics import COPARTITIONED, topics
+
+CLEANUP = {
+    "interactions": "delete",
+    "users": "compact",
+    "items": "compact",
+    "requests": "delete",
+    "scores": "delete",
+    "support": "compact",
+    "updates": "delete",
+    "model": "delete",
+    "snapshots": "compact",
+    "dead-letters": "delete",
+    "replays": "compact",
+}
+
+
+def test_every_topic_is_kept_as_the_design_says() -> None:
+    assert {name: topic.cleanup for name, topic in topics().items()} == CLEANUP
+
+
+def test_topics_of_users_share_their_partitions_and_the_others_have_one() -> None:
+    for name, topic in topics(partitions=5).items():
+        assert topic.partitions == (5 if name in COPARTITIONED else 1), name
+
+
+def test_the_prefix_is_in_the_name_and_not_in_the_key() -> None:
+    for name, topic in topics("test.").items():
+        assert topic.name == f"test.{name}"
+
+
+def test_retention_is_bounded_by_default_and_a_setting() -> None:
+    for topic in topics().values():
+        assert topic.retention_ms == 7 * 24 * 3600 * 1000
+        assert topic.max_record_bytes == 1_000_000
+    assert topics()["updates"].retention_bytes == 1 << 30
+    assert topics(retention_ms=None)["interactions"].retention_ms is None
+    assert topics(retention_ms=None)["model"].retention_ms is not None
+
+
+def test_no_partitions_are_refused() -> None:
+    with pytest.raises(ValueError, match="partitions is 0"):
+        topics(partitions=0)
