@@ -1,0 +1,285 @@
+"""What Prometheus sees of a process: one `Metrics` for each, with a registry of its own. docs/metrics.md is made from this file.
+
+A step is reported with one call, `Metrics.observe_step`, which costs about 1 microsecond an event: label children are looked up once, and
+what can be worked out at the scrape is. One thread reports; the scrape comes from another.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import prometheus_client as prometheus
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from river.stats import EWMean
+
+Stage = Literal["poll", "decode", "support", "adapt", "gradient", "encode", "commit", "fold", "adopt"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages of a step: reading, decoding, support sets, adaptation and scores, query gradients, encoding, the commit; the trainer's
+fold; the worker's taking on of a version."""
+
+GROUPS = ("all", "0", "1-5", "1-20", "21+")
+"""Groups of events by how many earlier events their user had. They overlap, as those of the report do."""
+
+HALF_LIFE = 500
+"""Events of a group after which an error counts half in the running error."""
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Described(NamedTuple):
+    """A metric as docs/metrics.md lists it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one committed step of a worker did.
+
+    ``events`` counts the records consumed. For each event that was scored, in one order: ``errors`` is score minus rating, ``earlier``
+    how many events its user had before, ``waits`` the seconds from its append to the commit of its score. ``adaptations`` counts the
+    users adapted, ``memory_writes`` the users whose write went out, ``dead_letters`` the refused records by reason.
+    """
+
+    partition: int
+    events: int
+    errors: Sequence[float] = ()
+    earlier: Sequence[int] = ()
+    waits: Sequence[float] = ()
+    adaptations: int = 0
+    memory_writes: int = 0
+    unknown_fields: int = 0
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+
+
+class RunningError:
+    """MAE and RMSE of the recent past: means that decay by half every `HALF_LIFE` events.
+
+    A plain exponential mean starts at its first value and keeps it for long. This one starts at zero and is divided by the weight it
+    has gathered, 1 - (1 - f)^n, so that it is the weighted mean of exactly the n values seen.
+    """
+
+    __slots__ = ("_absolute", "_fading", "_squared", "n")
+
+    def __init__(self, half_life: float = HALF_LIFE) -> None:
+        self._fading = 1 - 0.5 ** (1 / half_life)
+        self._absolute = EWMean(self._fading)
+        self._squared = EWMean(self._fading)
+        self._absolute.update(0.0)
+        self._squared.update(0.0)
+        self.n = 0
+
+    def update(self, error: float) -> None:
+        """Take in one score minus its rating."""
+        self._absolute.update(abs(error))
+        self._squared.update(error * error)
+        self.n += 1
+
+    def mae(self) -> float:
+        """Mean absolute error, NaN before the first event."""
+        return self._absolute.get() / self._weight() if self.n else math.nan
+
+    def rmse(self) -> float:
+        """Root of the mean squared error, NaN before the first event."""
+        return math.sqrt(self._squared.get() / self._weight()) if self.n else math.nan
+
+    def _weight(self) -> float:
+        return -math.expm1(self.n * math.log1p(-self._fading))
+
+
+class _Durations(Collector):
+    """A histogram that takes many values at once: a step's waits, at a tenth of what one `observe` for each would cost."""
+
+    def __init__(self, described: Described, bounds: Sequence[float]) -> None:
+        self._described = described
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        for value in values:
+            self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self._sum += sum(values)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        counts, total, below = list(self._counts), self._sum, 0
+        buckets = []
+        for bound, count in zip([*self._bounds, math.inf], counts, strict=True):
+            below += count
+            buckets.append((_edge(bound), float(below)))
+        yield HistogramMetricFamily(self._described.name, self._described.help, buckets=buckets, sum_value=total)
+
+
+def _edge(bound: float) -> str:
+    return "+Inf" if math.isinf(bound) else str(float(bound))
+
+
+class StageTimer:
+    """Times the stage of a step, used with ``with``; its seconds add up in ``seconds``. It cannot be entered again while it runs."""
+
+    __slots__ = ("_observe", "_start", "seconds")
+
+    def __init__(self, histogram: prometheus.Histogram) -> None:
+        self._observe = histogram.observe
+        self._start = 0.0
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        passed = time.perf_counter() - self._start
+        self.seconds += passed
+        self._observe(passed)
+
+
+class Metrics:
+    """The metrics of one process. What has no method of its own is set through the attribute, a metric of prometheus-client."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self.described: list[Described] = []
+        self._events = self._counter("events_total", "Records of interactions consumed and committed.", "partition")
+        self._scores = self._counter("scores_total", "Scores committed.")
+        self._adaptations = self._counter("adaptations_total", "Local adaptations: users adapted in a step.")
+        self._meta_updates = self._counter("meta_updates_total", "Updates folded into the model, from queries or rehearsal.", "kind")
+        self._memory_writes = self._counter("memory_writes_total", "Memory writes, one for a user and step at most.")
+        self._dead_letters = self._counter("dead_letters_total", "Records refused, by reason.", "reason")
+        self._unknown_fields = self._counter("unknown_fields_total", "Fields that no contract names; they are ignored.")
+        self.commits = self._counter("commits_total", "Transactions committed.")
+        self.aborted = self._counter("transactions_aborted_total", "Transactions given up; their step was done again or fell to another.")
+        self.fenced = self._counter("fenced_total", "Times that another instance had taken over.")
+        self.dropped = self._counter(
+            "updates_dropped_total", "Updates not folded because their version was older than trainer.max_staleness."
+        )
+        self._micro_batch = self._histogram("micro_batch_events", "Events scored in one step.", _SIZES)
+        self._stages = self._histogram("step_stage_seconds", "Time of one step's stage.", _SECONDS, "stage")
+        waits = self._describe(
+            "event_to_score_seconds",
+            "histogram",
+            "From an event's append to the log to the commit of its score, time in the topic included.",
+        )
+        self._waits = _Durations(waits, _WAITS)
+        self.registry.register(self._waits)
+        self._lag = self._gauge("lag_events", "Records of a partition not consumed yet.", "partition")
+        self._error = self._gauge(
+            "running_error",
+            f"Error of recent scores by the user's earlier events; halves its memory every {HALF_LIFE} events of the group.",
+            "earlier",
+            "metric",
+        )
+        self._version = self._gauge("model_version", "Model version in use.")
+        self._age = self._gauge("model_version_age_seconds", "Since the version in use was made.")
+        self._attention = self._gauge(
+            "attention_spread", "Standard deviation of memory attention, over users or over rows; near 0 the memory is dead.", "over"
+        )
+        self.users_held = self._gauge("users_held", "Users with a support set in this process.")
+        self.support_interactions = self._gauge("support_interactions", "Interactions in the support sets held.")
+
+        self.running = {group: RunningError() for group in GROUPS}
+        for group, error in self.running.items():
+            self._error.labels(group, "mae").set_function(error.mae)
+            self._error.labels(group, "rmse").set_function(error.rmse)
+        self._timers: dict[Stage, StageTimer] = {stage: StageTimer(self._stages.labels(stage)) for stage in STAGES}
+        self._of_kind = {kind: self._meta_updates.labels(kind) for kind in ("query", "rehearsal")}
+        self._spread = {over: self._attention.labels(over) for over in ("users", "rows")}
+        self._of_partition: dict[int, prometheus.Counter] = {}
+        self._made_at = math.nan
+        for gauge in (self._version, *self._spread.values()):
+            gauge.set(math.nan)
+        self._age.set_function(lambda: time.time() - self._made_at)
+        prometheus.ProcessCollector(registry=self.registry)
+
+    def stage(self, stage: Stage) -> StageTimer:
+        """The timer of a stage: ``with metrics.stage("decode"): ...``."""
+        return self._timers[stage]
+
+    @property
+    def stage_seconds(self) -> dict[Stage, float]:
+        """Seconds spent in each stage since the process began, for the run journal."""
+        return {stage: timer.seconds for stage, timer in self._timers.items()}
+
+    def observe_step(self, step: StepReport) -> None:
+        """Take in a worker's step, once it is committed."""
+        events = self._of_partition.get(step.partition)
+        if events is None:
+            events = self._of_partition[step.partition] = self._events.labels(str(step.partition))
+        events.inc(step.events)
+        self.commits.inc()
+        if step.errors:
+            self._scores.inc(len(step.errors))
+            self._micro_batch.observe(len(step.errors))
+            self._waits.observe_all(step.waits)
+            self._observe_errors(step.errors, step.earlier)
+        self._adaptations.inc(step.adaptations)
+        self._memory_writes.inc(step.memory_writes)
+        if step.unknown_fields:
+            self._unknown_fields.inc(step.unknown_fields)
+        for reason, count in step.dead_letters.items():
+            self._dead_letters.labels(reason).inc(count)
+
+    def _observe_errors(self, errors: Sequence[float], earlier: Sequence[int]) -> None:
+        running = self.running
+        all_events, first, early, initial, later = (running[group] for group in GROUPS)
+        for error, before in zip(errors, earlier, strict=True):
+            all_events.update(error)
+            if before == 0:
+                first.update(error)
+            elif before > 20:
+                later.update(error)
+            else:
+                initial.update(error)
+                if before <= 5:
+                    early.update(error)
+
+    def observe_fold(self, *, query: int, rehearsal: int = 0, dropped: int = 0) -> None:
+        """Take in a trainer's committed round: how many updates of each kind it folded, and how many it dropped as too old."""
+        self._of_kind["query"].inc(query)
+        self._of_kind["rehearsal"].inc(rehearsal)
+        self.dropped.inc(dropped)
+
+    def observe_version(self, version: int, made_at: int) -> None:
+        """Take in that this process now uses ``version``, made at ``made_at`` (milliseconds since the epoch)."""
+        self._version.set(version)
+        self._made_at = made_at / 1000
+
+    def observe_attention(self, *, users: float, rows: float) -> None:
+        """Take in the spread of memory attention over users and over rows."""
+        self._spread["users"].set(users)
+        self._spread["rows"].set(rows)
+
+    def observe_lag(self, lag: Mapping[int, int]) -> None:
+        """Set how many records of each partition are not consumed yet; partitions that are not named any more are no longer ours."""
+        current = {str(partition) for partition in lag}
+        for labels in [sample.labels for family in self._lag.collect() for sample in family.samples]:
+            if labels["partition"] not in current:
+                self._lag.remove(labels["partition"])
+        for partition, events in lag.items():
+            self._lag.labels(str(partition)).set(events)
+
+    def _describe(self, name: str, kind: str, text: str, *labels: str) -> Described:
+        described = Described(f"coldstream_{name}", kind, labels, text)
+        self.described.append(described)
+        return described
+
+    def _counter(self, name: str, text: str, *labels: str) -> prometheus.Counter:
+        return prometheus.Counter(self._describe(name, "counter", text, *labels).name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> prometheus.Gauge:
+        return prometheus.Gauge(self._describe(name, "gauge", text, *labels).name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> prometheus.Histogram:
+        return prometheus.Histogram(
+            self._describe(name, "histogram", text, *labels).name, text, labels, buckets=bounds, registry=self.registry
+        )
