@@ -1,0 +1,243 @@
+"""Every setting of Coldstream: its name, default, unit and range. docs/settings.md is made from this file.
+
+Where values come from (defaults, preset, file, environment, flags) is `consumers.layers`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from model.settings import FeatureSchema, ModelSettings
+
+if TYPE_CHECKING:
+    from streaming.validation import Limits
+
+NAME = re.compile(r"[A-Za-z0-9._-]*")
+DAY_MS = 86_400_000
+BROKER = re.compile(r"embedded:.+|kafka:[^\s,:]+:\d+(,[^\s,:]+:\d+)*")
+
+
+def setting(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:  # noqa: ANN401 - as pydantic.Field
+    """A documented field; ``constraints`` are those of `pydantic.Field`. The unit ends the description, in brackets."""
+    return Field(default, description=f"{description} [{unit}]" if unit else description, **constraints)
+
+
+class Section(BaseModel):
+    """A table of settings: immutable, and without names that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Rating(Section):
+    """The scale of ratings. Scores stay inside it; an event off the scale is a dead letter."""
+
+    minimum: float = setting(1.0, "Lowest rating.", "rating", ge=-1e6, le=1e6)
+    maximum: float = setting(5.0, "Highest rating; above rating.minimum.", "rating", ge=-1e6, le=1e6)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.maximum <= self.minimum:
+            msg = f"rating.maximum ({self.maximum:g}) must be above rating.minimum ({self.minimum:g})"
+            raise ValueError(msg)
+        return self
+
+
+class LimitSettings(Section):
+    """What an event or profile may hold. Whatever is larger, deeper or outside of it is a dead letter."""
+
+    max_event_bytes: int = setting(65_536, "Size of a record's value.", "bytes", ge=64, le=16_777_216)
+    max_depth: int = setting(8, "Nesting of maps and lists, the event itself being the first.", "levels", ge=2, le=64)
+    max_id_bytes: int = setting(256, "Length of a user or item id.", "bytes", ge=1, le=4096)
+    max_features: int = setting(256, "Features in a profile.", "features", ge=1, le=65_536)
+    max_values: int = setting(256, "Values of one multi-valued feature.", "values", ge=1, le=65_536)
+    max_text_bytes: int = setting(1024, "Length of one feature name or value.", "bytes", ge=1, le=65_536)
+    earliest_ms: int = setting(DAY_MS, "Earliest event time accepted (default: 1970-01-02).", "ms since the epoch", ge=-62_135_596_800_000)
+    latest_ms: int = setting(
+        7_258_118_400_000,
+        "Latest event time accepted (default: 2200-01-01); after limits.earliest_ms.",
+        "ms since the epoch",
+        le=253_402_300_799_999,
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.latest_ms <= self.earliest_ms:
+            msg = f"limits.latest_ms ({self.latest_ms}) must be after limits.earliest_ms ({self.earliest_ms})"
+            raise ValueError(msg)
+        return self
+
+
+KEPT = {"ge": 0, "le": 3650 * DAY_MS}
+
+
+class Retention(Section):
+    """How long the topics that are kept by time keep their records."""
+
+    interactions: int = setting(0, "Interactions; 0 keeps them for ever.", "ms", **KEPT)
+    scores: int = setting(0, "Scores; 0 keeps them for ever.", "ms", **KEPT)
+    requests: int = setting(DAY_MS, "Requests; 0 keeps them for ever.", "ms", **KEPT)
+    dead_letters: int = setting(0, "Dead letters; 0 keeps them for ever.", "ms", **KEPT)
+
+
+class TopicSettings(Section):
+    """How topics are made (`coldstream topics create`). Topics that exist are not changed."""
+
+    partitions: int = setting(
+        8, "Partitions of interactions, requests, users, support and updates; fixed once made.", "partitions", ge=1, le=4096
+    )
+    retention_ms: Retention = Field(default_factory=Retention, description="By topic.")
+    updates_bytes: int = setting(268_435_456, "Updates kept, for each partition.", "bytes", ge=1_048_576)
+    model_bytes: int = setting(1_073_741_824, "Model versions kept.", "bytes", ge=1_048_576)
+    max_record_bytes: int = setting(
+        1_000_000, "Largest record, key and value together; larger ones are cut into chunks.", "bytes", ge=4096, le=67_108_864
+    )
+
+
+class WorkerSettings(Section):
+    """The process that scores."""
+
+    micro_batch: int = setting(
+        16, "Events of one partition scored at one model version, and committed together.", "events", ge=1, le=65_536
+    )
+    support_size: int = setting(50, "Interactions kept for each user, the last ones.", "interactions", ge=1, le=10_000)
+    poll_timeout_ms: int = setting(500, "Longest wait for an event before the worker looks at its other duties.", "ms", ge=1, le=5000)
+    linger_ms: int = setting(
+        20, "How long a live worker waits for a micro-batch to fill; lockstep never cuts by time.", "ms", ge=0, le=60_000
+    )
+    frozen: bool = setting(False, "Score and keep support sets, but learn nothing: no update is written.")
+
+
+class TrainerSettings(Section):
+    """The process that learns: it folds the workers' updates into model versions."""
+
+    meta_update: int = setting(16, "Events whose query gradients make one update (Eq. 12).", "events", ge=1, le=65_536)
+    round_updates: int = setting(1, "Updates folded into one version.", "updates", ge=1, le=65_536)
+    snapshot_every: int = setting(500, "Versions between two snapshots.", "versions", ge=1, le=1_000_000)
+    max_staleness: int = setting(0, "An update made more versions ago is dropped and counted; 0 is without limit.", "versions", ge=0)
+
+
+class RehearsalSettings(Section):
+    """Gradients from the support sets of earlier users, so that the model does not learn from the last burst alone."""
+
+    users: int = setting(64, "Users drawn for each meta-update; 0 is off.", "users", ge=0, le=65_536)
+    query: int = setting(1, "Held-out interactions of a rehearsed user, the rest is its support.", "interactions", ge=1, le=1000)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any user is rehearsed."""
+        return self.users > 0
+
+
+class MetricsSettings(Section):
+    """The HTTP endpoint for Prometheus and for health checks: /metrics, /healthz, /readyz."""
+
+    enabled: bool = setting(True, "Serve the endpoint.")
+    host: str = setting("127.0.0.1", "Address to listen at. Anything but loopback shows the metrics to the network.", min_length=1)
+    port: int = setting(9464, "Port to listen at; 0 takes any free one, which is logged.", "port", ge=0, le=65_535)
+
+
+class LogSettings(Section):
+    """How the broker is used."""
+
+    durability: Literal["process", "power"] = setting(
+        "process", "What a commit of the embedded log survives: a killed process, or a loss of power too (a sync to disk for each commit)."
+    )
+    session_timeout_ms: int = setting(6000, "A group member that is silent for longer loses its partitions.", "ms", ge=1000, le=600_000)
+
+
+class ReplaySettings(Section):
+    """How a historical log is read. Columns are named by its header, or numbered from 0 where it has none."""
+
+    user_column: str = setting("user", "Column of the user id.", min_length=1)
+    item_column: str = setting("item", "Column of the item id.", min_length=1)
+    rating_column: str = setting("rating", "Column of the rating.", min_length=1)
+    timestamp_column: str = setting("timestamp", "Column of the event's time.", min_length=1)
+    timestamp_unit: Literal["ms", "s", "iso"] = setting("ms", "What a time counts since the epoch, or iso for ISO 8601 text.")
+    delimiter: str = setting("", "Between columns; empty: a comma for .csv, a tab for .tsv.", max_length=8)
+    encoding: str = setting("utf-8", "Of the file's text.", min_length=1)
+    header: bool = setting(True, "Whether the first line names the columns.")
+
+
+class Settings(Section):
+    """All settings. ``Settings()`` holds the defaults alone; `consumers.layers.load` reads every source."""
+
+    model_config = ConfigDict(**{**Section.model_config, "protected_namespaces": ()})
+
+    broker: str = setting("embedded:runs/coldstream.db", 'The log: "embedded:PATH" or "kafka:HOST:PORT,...".')
+    topic_prefix: str = setting("", "Put before the names of topics, groups and transactional ids.", max_length=100)
+    group: str = setting("coldstream", "Consumer group of the workers, and stem of transactional ids.", min_length=1, max_length=100)
+    seed: int = setting(1, "Of every random choice.", ge=0, le=2**63 - 1)
+    threads: int = setting(0, "Threads for arithmetic; 0 takes the cores that this process may use.", "threads", ge=0, le=1024)
+    preset: Literal["default", "paper"] = setting("default", "Values right above the defaults: paper is MAMO as printed.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe message that is logged.")
+    log_format: Literal["auto", "console", "json"] = setting("auto", "auto: console on a terminal, JSON lines elsewhere.")
+
+    rating: Rating = Field(default_factory=Rating)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    topics: TopicSettings = Field(default_factory=TopicSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    rehearsal: RehearsalSettings = Field(default_factory=RehearsalSettings)
+    # "schema" is taken by a method of pydantic's, so that only the outside calls it that.
+    feature_schema: FeatureSchema = Field(default_factory=FeatureSchema, alias="schema")
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    replay: ReplaySettings = Field(default_factory=ReplaySettings)
+
+    @field_validator("broker")
+    @classmethod
+    def _broker(cls, value: str) -> str:
+        if not BROKER.fullmatch(value):
+            msg = 'must be "embedded:PATH" or "kafka:HOST:PORT,..."'
+            raise ValueError(msg)
+        return value
+
+    @field_validator("topic_prefix", "group")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            msg = "may hold letters, digits, dots, dashes and underscores"
+            raise ValueError(msg)
+        return value
+
+    @property
+    def group_id(self) -> str:
+        """The consumer group with the prefix before it, as the broker knows it; transactional ids begin with it."""
+        return self.topic_prefix + self.group
+
+    def cores(self) -> int:
+        """How many threads the arithmetic gets: ``threads``, or the cores that this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def event_limits(self) -> Limits:
+        """The limits and the rating scale as the checks of events take them."""
+        from streaming.validation import Limits
+
+        limits = self.limits
+        return Limits(
+            max_event_bytes=limits.max_event_bytes,
+            max_depth=limits.max_depth,
+            max_id_bytes=limits.max_id_bytes,
+            max_features=limits.max_features,
+            max_values=limits.max_values,
+            max_text_bytes=limits.max_text_bytes,
+            earliest=limits.earliest_ms,
+            latest=limits.latest_ms,
+            rating_min=self.rating.minimum,
+            rating_max=self.rating.maximum,
+        )
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the settings that a model's values depend on: model, schema, rating and seed.
+
+        Versions of a model carry it. The order in which fields are declared or given does not matter.
+        """
+        relevant = self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
