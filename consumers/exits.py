@@ -1,0 +1,58 @@
+"""Exit codes of `coldstream`, and the one place where an error becomes one of them."""
+
+from __future__ import annotations
+
+import enum
+
+from consumers.layers import SettingsError
+from consumers.stop import Interrupted
+from streaming import errors
+
+
+class Exit(enum.IntEnum):
+    """What a command's exit code says; `MEANING` has it in words."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    LOG_UNAVAILABLE = 3
+    LOG_FULL = 4
+    FENCED = 5
+    DATA = 6
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+MEANING = {
+    Exit.DONE: "Done. Also the end of a worker or trainer that was asked to stop (Ctrl-C, SIGTERM) and finished the step in hand.",
+    Exit.UNEXPECTED: "Something that should not happen; run again with --verbose to see where.",
+    Exit.USAGE: "A wrong flag or setting, a port that is in use, or topics that do not fit the settings.",
+    Exit.LOG_UNAVAILABLE: "The log does not answer, is locked or damaged, or lacks the topic or records asked for.",
+    Exit.LOG_FULL: "The disk under the log is full. Nothing of the step in hand was kept; the next start does it again.",
+    Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
+    Exit.DATA: "An input file cannot be read, or a record cannot be taken as what it should be.",
+    Exit.INTERRUPTED: "Ctrl-C before the work was done. What was done is committed; the same command goes on from there.",
+    Exit.TERMINATED: "SIGTERM before the work was done. What was done is committed; the same command goes on from there.",
+}
+
+_BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
+    (SettingsError, Exit.USAGE),
+    (errors.EndpointError, Exit.USAGE),
+    (errors.TopicMismatch, Exit.USAGE),
+    (errors.LogFull, Exit.LOG_FULL),
+    (errors.Fenced, Exit.FENCED),
+    (errors.LogError, Exit.LOG_UNAVAILABLE),
+    (errors.FormatMismatch, Exit.LOG_UNAVAILABLE),
+    (errors.ChunkError, Exit.LOG_UNAVAILABLE),
+    (errors.SourceError, Exit.DATA),
+    (errors.Malformed, Exit.DATA),
+    (KeyboardInterrupt, Exit.INTERRUPTED),
+)
+"""The first that fits counts, so the special ones stand before their bases."""
+
+
+def exit_of(error: BaseException) -> Exit:
+    """The exit code that says what ``error`` was."""
+    if isinstance(error, Interrupted):
+        return Exit(128 + error.signal)
+    return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.UNEXPECTED)

@@ -1,0 +1,50 @@
+"""From settings to what they describe: the log, and the topics in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streaming.brokers import open_log
+from streaming.errors import LogUnavailable
+from streaming.topics import topics
+
+if TYPE_CHECKING:
+    from consumers.settings import Settings
+    from streaming.log import Log, Topic
+
+
+def connect(settings: Settings, *, create: bool = False) -> Log:
+    """Open the log that the settings name; whoever calls closes it.
+
+    An embedded log that does not exist is made only if ``create``. Raises `LogUnavailable`.
+    """
+    kind, _, place = settings.broker.partition(":")
+    if kind != "embedded":
+        return open_log(settings.broker)
+    path = Path(place)
+    if not create and not path.exists():
+        raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
+
+
+def topics_of(settings: Settings) -> dict[str, Topic]:
+    """Every topic by its plain name, with the prefix, partitions, retention and sizes of the settings."""
+    kept = settings.topics.retention_ms
+    retention = {
+        "interactions": kept.interactions,
+        "scores": kept.scores,
+        "requests": kept.requests,
+        "dead-letters": kept.dead_letters,
+    }
+    sizes = {"updates": settings.topics.updates_bytes, "model": settings.topics.model_bytes}
+    made = {}
+    for name, topic in topics(settings.topic_prefix, settings.topics.partitions).items():
+        if name in retention:
+            topic = topic._replace(retention_ms=retention[name] or None)  # noqa: PLW2901
+        elif name in sizes:
+            # By size alone: how far back they reach is a matter of disk, not of days.
+            topic = topic._replace(retention_ms=None, retention_bytes=sizes[name])  # noqa: PLW2901
+        made[name] = topic._replace(max_record_bytes=settings.topics.max_record_bytes)
+    return made

@@ -1,0 +1,141 @@
+"""How a system stands, from the log alone: whether it runs or not does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from streaming.chunks import Joiner
+from streaming.codec import decode
+from streaming.errors import ChunkError
+from streaming.log import Bounds, TopicPartition
+
+if TYPE_CHECKING:
+    from consumers.settings import Settings
+    from streaming.log import Log, Topic
+
+_POLL_RECORDS = 64
+_POLL_SECONDS = 2.0
+
+
+class TopicStatus(msgspec.Struct, frozen=True):
+    """A topic: how many partitions it has and offsets it holds, and the latest end of any of its partitions."""
+
+    name: str
+    partitions: int
+    offsets: int
+    end: int
+
+
+class PartitionStatus(msgspec.Struct, frozen=True):
+    """A partition of interactions: its bounds, the workers' committed offset (None: never committed), and what is not consumed yet."""
+
+    partition: int
+    start: int
+    end: int
+    committed: int | None
+    lag: int
+
+
+class VersionStatus(msgspec.Struct, frozen=True):
+    """The last model version. ``waiting`` counts updates not folded in yet; ``ours`` says whether its settings are those in force."""
+
+    version: int
+    parent: int | None
+    made_at: int
+    events: int
+    waiting: int
+    ours: bool
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The whole. ``missing`` names the topics that do not exist; ``model`` is None where there is no version yet."""
+
+    broker: str
+    group: str
+    topics: list[TopicStatus]
+    missing: list[str]
+    partitions: list[PartitionStatus]
+    model: VersionStatus | None
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """What is shown of `streaming.events.Version`; its tensors are passed over."""
+
+    version: int
+    parent: int | None
+    folded: dict[int, int]
+    settings: str
+    events: int
+    made_at: int
+    format: int
+
+
+def status_of(log: Log, settings: Settings, topics: Mapping[str, Topic]) -> Status:
+    """Look at ``topics`` (by plain name) in ``log``. Raises `LogUnavailable`, or `FormatMismatch` for a version of another layout."""
+    existing = log.topics()
+    here = {plain: existing[topic.name] for plain, topic in topics.items() if topic.name in existing}
+    bounds = {plain: log.bounds(TopicPartition(topic.name, number) for number in range(topic.partitions)) for plain, topic in here.items()}
+    return Status(
+        broker=settings.broker,
+        group=settings.group_id,
+        topics=[_topic(here[plain], bounds[plain]) for plain in here],
+        missing=[topic.name for plain, topic in topics.items() if plain not in here],
+        partitions=_partitions(log, settings.group_id, bounds.get("interactions", {})),
+        model=_model(log, settings.digest(), bounds.get("model", {}), bounds.get("updates", {})),
+    )
+
+
+def _topic(topic: Topic, bounds: Mapping[TopicPartition, Bounds]) -> TopicStatus:
+    return TopicStatus(
+        name=topic.name,
+        partitions=topic.partitions,
+        offsets=sum(bound.end - bound.start for bound in bounds.values()),
+        end=max((bound.end for bound in bounds.values()), default=0),
+    )
+
+
+def _partitions(log: Log, group: str, bounds: Mapping[TopicPartition, Bounds]) -> list[PartitionStatus]:
+    committed = log.committed(group, bounds)
+    rows = []
+    for tp, bound in sorted(bounds.items()):
+        offset = committed.get(tp)
+        lag = bound.end - max(bound.start, offset or 0)
+        rows.append(PartitionStatus(tp.partition, bound.start, bound.end, offset, max(0, lag)))
+    return rows
+
+
+def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], updates: Mapping[TopicPartition, Bounds]) -> VersionStatus | None:
+    newest = [version for tp, bound in model.items() if (version := _last_version(log, tp, bound)) is not None]
+    if not newest:
+        return None
+    last = max(newest, key=lambda version: version.version)
+    waiting = sum(max(0, bound.end - max(bound.start, last.folded.get(tp.partition, 0))) for tp, bound in updates.items())
+    return VersionStatus(last.version, last.parent, last.made_at, last.events, waiting, last.settings == digest)
+
+
+def _last_version(log: Log, tp: TopicPartition, bound: Bounds) -> _Version | None:
+    """The last whole version in a partition. It may be cut into any number of records, so the look back is doubled until one is found."""
+    back = _POLL_RECORDS
+    with log.reader() as reader:
+        while bound.end > bound.start:
+            start = max(bound.start, bound.end - back)
+            reader.assign({tp: start})
+            joiner, found = Joiner(), None
+            while reader.position(tp) < bound.end:
+                records = reader.poll(_POLL_RECORDS, _POLL_SECONDS)
+                for record in records:
+                    try:
+                        found = joiner.feed(record) or found
+                    except ChunkError:
+                        continue  # the tail of a value that began before the look back
+                if not records:
+                    break
+            if found is not None:
+                return decode(found, _Version, what=f"the last version in {tp.topic}")
+            if start == bound.start:
+                return None
+            back *= 4
+    return None
