@@ -1,0 +1,308 @@
+"""The scored events of a run, read from the log alone: every valid interaction with the score that was made for it.
+
+The reader shares nothing with the worker but the codec, so what it counts (scores that are missing, double or without an event) is
+evidence of its own. Columns are numpy arrays and ids are interned, about 100 bytes an event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgpack
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.codec import decode
+from streaming.errors import LogUnavailable, Malformed, UnknownTopic
+from streaming.events import Source
+from streaming.log import Log, Record, TopicPartition
+from streaming.validation import Limits, decode_interaction
+
+_POLL_RECORDS = 4096
+_PATIENCE_S = 30.0
+_OFFSET_BITS = 44  # of the join's key; the bits above hold the partition
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """Columns of one value an event, all of length n and in the order of evaluation.
+
+    That order is the partition's where there is one. Several partitions are merged by event time, ties by partition, without ever
+    leaving a partition's own order: an event that carries an earlier time than one before it counts as simultaneous with that one.
+
+    ``user`` and ``item`` index ``users`` and ``items``. ``earlier`` is how many events the user had before this one. ``score`` and
+    ``sd`` are NaN where there is none; ``scored`` says whether a score exists.
+
+    Counts of what should not be: ``duplicate_scores`` (records beyond the first for one event), ``orphan_scores`` (records whose
+    source, user or item is not that of a valid event), ``earlier_disagreements`` (scores that state another number of earlier events).
+    ``unscored`` are events that wait. ``refused`` are interactions that are no valid events; ``dead_letters`` the records that say so.
+    """
+
+    partition: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    rating: NDArray[np.float64]
+    timestamp: NDArray[np.int64]
+    earlier: NDArray[np.int64]
+    scored: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    users: list[str]
+    items: list[str]
+    scores: int
+    duplicate_scores: int
+    orphan_scores: int
+    earlier_disagreements: int
+    unscored: int
+    refused: int
+    dead_letters: int
+    scores_sha256: str
+
+    def __len__(self) -> int:
+        return len(self.rating)
+
+
+class _ScoreFields(msgspec.Struct):
+    """What is read of a record of ``scores``. The answer to a request has no source."""
+
+    format: int
+    source: Source | None = None
+    user: str = ""
+    item: str = ""
+    score: float = 0.0
+    sd: float | None = None
+    model_version: int = 0
+    earlier: int = -1
+
+
+@dataclass(slots=True)
+class _Ids:
+    """Interned ids: every text is held once, and stands for its place of first appearance."""
+
+    texts: list[str] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+
+    def intern(self, text: str) -> int:
+        place = self.index.setdefault(text, len(self.texts))
+        if place == len(self.texts):
+            self.texts.append(text)
+        return place
+
+
+def _ints() -> array[int]:
+    return array("q")
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@dataclass(slots=True)
+class _Events:
+    partition: array[int] = field(default_factory=_ints)
+    offset: array[int] = field(default_factory=_ints)
+    user: array[int] = field(default_factory=_ints)
+    item: array[int] = field(default_factory=_ints)
+    rating: array[float] = field(default_factory=_floats)
+    timestamp: array[int] = field(default_factory=_ints)
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Scores:
+    partition: array[int] = field(default_factory=_ints)
+    offset: array[int] = field(default_factory=_ints)
+    user: array[int] = field(default_factory=_ints)
+    item: array[int] = field(default_factory=_ints)
+    score: array[float] = field(default_factory=_floats)
+    sd: array[float] = field(default_factory=_floats)
+    model_version: array[int] = field(default_factory=_ints)
+    earlier: array[int] = field(default_factory=_ints)
+    foreign: int = 0
+
+
+def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
+    """Read ``interactions``, ``scores`` and ``dead-letters`` of the given topic prefix up to where they end now.
+
+    ``limits`` are those the worker had: they decide what is a valid event.
+    Raises `UnknownTopic` if one of them does not exist, `Malformed` for a record of ``scores`` that is none, `FormatMismatch` for one of
+    another format, and `LogUnavailable` if the broker stops answering.
+    """
+    topic = f"{prefix}interactions"
+    users, items = _Ids(), _Ids()
+    # Scores first: a score that is visible now has its event before the end that is asked for later.
+    scores = _read_scores(log, f"{prefix}scores", topic, users, items)
+    dead_letters = sum(1 for _ in records(log, f"{prefix}dead-letters"))
+    events = _read_events(log, topic, limits, users, items)
+    return _join(topic, events, scores, users.texts, items.texts, dead_letters)
+
+
+def records(log: Log, topic: str) -> Iterator[Record]:
+    """Yield every committed record of a topic that exists now, partitions by turns, each in offset order. Raises as `read_run` does."""
+    bounds = log.bounds(TopicPartition(topic, p) for p in range(_partitions(log, topic)))
+    open_partitions = {tp for tp, (start, end) in bounds.items() if start < end}
+    if not open_partitions:
+        return
+    with log.reader() as reader:
+        reader.assign({tp: bounds[tp].start for tp in open_partitions})
+        silent_since = time.monotonic()
+        while open_partitions:
+            batch = reader.poll(_POLL_RECORDS, timeout=0.5, only=open_partitions)
+            for record in batch:
+                if record.offset < bounds[TopicPartition(topic, record.partition)].end:
+                    yield record
+            done = {tp for tp in open_partitions if reader.position(tp) >= bounds[tp].end}
+            open_partitions -= done
+            if batch or done:
+                silent_since = time.monotonic()
+            elif time.monotonic() - silent_since > _PATIENCE_S:
+                raise LogUnavailable(f"topic {topic!r}: no record for {_PATIENCE_S:.0f} s, although its end has not been reached")
+
+
+def _partitions(log: Log, topic: str) -> int:
+    settings = log.topics().get(topic)
+    if settings is None:
+        raise UnknownTopic(f"there is no topic {topic!r}")
+    return settings.partitions
+
+
+def _read_events(log: Log, topic: str, limits: Limits, users: _Ids, items: _Ids) -> _Events:
+    events = _Events()
+    partitions = _partitions(log, topic)
+    for record in records(log, topic):
+        try:
+            interaction = decode_interaction(record, limits, partitions=partitions)
+        except Malformed:
+            events.refused += 1
+            continue
+        events.partition.append(record.partition)
+        events.offset.append(record.offset)
+        events.user.append(users.intern(interaction.user))
+        events.item.append(items.intern(interaction.item))
+        events.rating.append(interaction.rating)
+        events.timestamp.append(interaction.timestamp)
+    return events
+
+
+def _read_scores(log: Log, topic: str, source_topic: str, users: _Ids, items: _Ids) -> _Scores:
+    scores = _Scores()
+    for record in records(log, topic):
+        fields = decode(record.value, _ScoreFields, what=f"{topic}[{record.partition}] at offset {record.offset}")
+        if fields.source is None:
+            continue
+        name, partition, offset = fields.source
+        if name != source_topic or not (0 <= offset < 1 << _OFFSET_BITS and 0 <= partition < 1 << (63 - _OFFSET_BITS)):
+            scores.foreign += 1
+            continue
+        scores.partition.append(partition)
+        scores.offset.append(offset)
+        scores.user.append(users.intern(fields.user))
+        scores.item.append(items.intern(fields.item))
+        scores.score.append(fields.score)
+        scores.sd.append(float("nan") if fields.sd is None else fields.sd)
+        scores.model_version.append(fields.model_version)
+        scores.earlier.append(fields.earlier)
+    return scores
+
+
+def _join(topic: str, events: _Events, scores: _Scores, users: list[str], items: list[str], dead_letters: int) -> ScoredRun:
+    partition, offset = np.asarray(events.partition, np.int64), np.asarray(events.offset, np.int64)
+    by_offset = np.lexsort((offset, partition))
+    partition, offset = partition[by_offset], offset[by_offset]
+    user, item = np.asarray(events.user, np.int64)[by_offset], np.asarray(events.item, np.int64)[by_offset]
+    timestamp = np.asarray(events.timestamp, np.int64)[by_offset]
+    earlier = count_earlier(user)
+    n = len(offset)
+
+    in_order = np.lexsort((np.asarray(scores.offset, np.int64), np.asarray(scores.partition, np.int64)))
+    keys = (partition << _OFFSET_BITS) | offset
+    source = ((np.asarray(scores.partition, np.int64) << _OFFSET_BITS) | np.asarray(scores.offset, np.int64))[in_order]
+    place = np.searchsorted(keys, source)
+    found = place < n
+    found[found] = keys[place[found]] == source[found]
+    found[found] = (user[place[found]] == np.asarray(scores.user, np.int64)[in_order][found]) & (
+        item[place[found]] == np.asarray(scores.item, np.int64)[in_order][found]
+    )
+    # The sort is stable, so that of several scores the first one written is taken.
+    event, first = np.unique(place[found], return_index=True)
+    record = in_order[found][first]
+    scored, score, sd = np.zeros(n, np.bool_), np.full(n, np.nan), np.full(n, np.nan)
+    scored[event] = True
+    score[event] = np.asarray(scores.score, np.float64)[record]
+    sd[event] = np.asarray(scores.sd, np.float64)[record]
+
+    order = _evaluation_order(partition, timestamp)
+    return ScoredRun(
+        partition=partition[order],
+        offset=offset[order],
+        user=user[order],
+        item=item[order],
+        rating=np.asarray(events.rating, np.float64)[by_offset][order],
+        timestamp=timestamp[order],
+        earlier=earlier[order],
+        scored=scored[order],
+        score=score[order],
+        sd=sd[order],
+        users=users,
+        items=items,
+        scores=len(in_order) + scores.foreign,
+        duplicate_scores=int(found.sum()) - len(event),
+        orphan_scores=int((~found).sum()) + scores.foreign,
+        earlier_disagreements=int((np.asarray(scores.earlier, np.int64)[record] != earlier[event]).sum()),
+        unscored=n - len(event),
+        refused=events.refused,
+        dead_letters=dead_letters,
+        scores_sha256=_digest(topic, scores, in_order, users, items),
+    )
+
+
+def count_earlier(user: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For every place of ``user`` (n,), how many places before it hold the same user."""
+    together = np.argsort(user, kind="stable")
+    ordered = user[together]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(user) else np.zeros(0, np.int64)
+    lengths = np.diff(np.r_[starts, len(user)])
+    earlier = np.empty(len(user), np.int64)
+    earlier[together] = np.arange(len(user)) - np.repeat(starts, lengths)
+    return earlier
+
+
+def _evaluation_order(partition: NDArray[np.int64], timestamp: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order of `ScoredRun`, of events that stand by partition and offset."""
+    clock = timestamp.copy()
+    for p in np.unique(partition):
+        of_partition = partition == p
+        clock[of_partition] = np.maximum.accumulate(clock[of_partition])
+    return np.lexsort((partition, clock)).astype(np.int64) if len(np.unique(partition)) > 1 else np.arange(len(partition))
+
+
+def _digest(topic: str, scores: _Scores, in_order: NDArray[np.int64], users: list[str], items: list[str]) -> str:
+    """The sha256 of all scores of a topic's events, hex.
+
+    It is taken over the concatenation, by partition and then offset of the event, of one MessagePack array a score: [topic, partition,
+    offset, user, item, score, model_version], integers and strings in their shortest form, the score as a 32-bit float (0xca). topic,
+    partition and offset are the event's.
+    """
+    packer = msgpack.Packer(use_single_float=True)
+    digest = hashlib.sha256()
+    for i in in_order.tolist():
+        digest.update(
+            packer.pack(
+                [
+                    topic,
+                    scores.partition[i],
+                    scores.offset[i],
+                    users[scores.user[i]],
+                    items[scores.item[i]],
+                    scores.score[i],
+                    scores.model_version[i],
+                ]
+            )
+        )
+    return digest.hexdigest()
