@@ -42,7 +42,10 @@ class Record(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A record to be written. Without ``partition`` the key decides (murmur2, as Java's and kafka-python's default partitioner)."""
+    """A record to be written.
+
+    Without ``partition`` the key decides (murmur2, as Java's and kafka-python's default partitioner), and without both it is partition 0.
+    """
 
     topic: str
     key: bytes | None
@@ -68,7 +71,11 @@ class Topic(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """``start`` is the first offset still kept, ``end`` the offset after the last committed record."""
+    """``start`` is the first offset that can be read from, ``end`` the offset after the last committed record.
+
+    Retention moves ``start``, up to ``end`` where nothing is left. Compaction does not: what it removes has been superseded, so that a
+    reader may begin at 0, or in any gap.
+    """
 
     start: int
     end: int
@@ -99,13 +106,16 @@ class Reader(abc.ABC):
     def poll(self, max_records: int, timeout: float = 0.0, only: Iterable[TopicPartition] | None = None) -> list[Record]:
         """Return up to ``max_records`` records, waiting up to ``timeout`` seconds for the first.
 
-        ``only`` restricts this poll to some of the assigned partitions; the positions of the others stay where they are. Records of one
-        partition stand together in offset order, and partitions take turns so that none starves.
+        ``only`` restricts this poll to some of the assigned partitions (ValueError for another one); the positions of the others stay
+        where they are. Records of one partition stand together in offset order, and partitions take turns so that none starves.
         """
 
     @abc.abstractmethod
     def position(self, tp: TopicPartition) -> int:
-        """The offset that the next `poll` of this partition starts from. After a poll it is past every record and gap that was read."""
+        """The offset that the next `poll` of this partition starts from. After a poll it is past every record and gap that was read.
+
+        Raises ValueError for a partition that is not assigned.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -153,7 +163,8 @@ class Writer(abc.ABC):
         Returns the offset of every message, in order.
 
         Raises `Fenced` if a newer writer of this id was opened or the assignment is no longer in force, `RecordTooLarge`, `UnknownTopic`,
-        `LogFull` if the disk is full. After any error nothing of the commit is visible.
+        `LogFull` if the disk is full, `LogError` for a message without a key to a compacted topic, ValueError for offsets without an
+        owner. After any error nothing of the commit is visible.
         """
 
     @abc.abstractmethod
@@ -187,7 +198,7 @@ class Log(abc.ABC):
 
     @abc.abstractmethod
     def committed(self, group: str, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """The committed offsets of a group; partitions without one are left out."""
+        """The committed offsets of a group; partitions without one are left out. Raises `UnknownTopic`."""
 
     @abc.abstractmethod
     def append(self, messages: Sequence[Message]) -> list[int]:
