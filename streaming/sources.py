@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 from streaming.codec import encode
 from streaming.errors import Malformed, SourceError
 from streaming.textfiles import MAX_LINE_BYTES, Layout, Line, Place, TextFile
-from streaming.untrusted import read_map, shown
+from streaming.untrusted import read_json_map, shown
 from streaming.validation import Limits, checked_id, interaction_of, profile_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Source:
 
     def _row(self, raw: bytes) -> _Row:
         if self.file.format == "jsonl":
-            return cast("_Row", read_map(self.file.text(raw).encode(), self._limits.max_depth))
+            return cast("_Row", read_json_map(self.file.text(raw).encode(), self._limits.max_depth))
         fields = self.file.split(self.file.text(raw))
         columns = self.file.columns
         if columns is not None and len(fields) != len(columns):

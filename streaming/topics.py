@@ -13,6 +13,10 @@ COPARTITIONED = ("interactions", "requests", "users", "support", "updates", "sco
 """Topics in which the same partition holds the same users."""
 
 
+POSITION_KEY = b"\0position"
+"""The key of a partition's position record in ``support``: no user has it, since no id holds control characters."""
+
+
 def topics(
     prefix: str = "",
     partitions: int = 8,

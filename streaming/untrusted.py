@@ -20,7 +20,15 @@ def read_map(value: bytes, max_depth: int) -> dict[str, object]:
     The caller bounds the size. A key that occurs twice in one map is refused, since readers differ in which they take. Raises `Malformed`.
     """
     start = value[:64].lstrip()[:1] or value.lstrip()[:1]
-    decoded = _read_json(value, max_depth) if start == b"{" else _read_msgpack(value, max_depth)
+    return read_json_map(value, max_depth) if start == b"{" else _map(_read_msgpack(value, max_depth))
+
+
+def read_json_map(value: bytes, max_depth: int) -> dict[str, object]:
+    """Return the map that JSON ``value`` holds, as `read_map` does."""
+    return _map(_read_json(value, max_depth))
+
+
+def _map(decoded: object) -> dict[str, object]:
     if not isinstance(decoded, dict):
         raise Malformed("not-a-map", f"a map is needed, found {shown(decoded)}")
     return cast("dict[str, object]", decoded)
