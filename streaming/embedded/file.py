@@ -84,33 +84,40 @@ class LogFile:
             raise
 
     def _open(self) -> None:
-        """Look before touching: a file of something else is left as it is."""
+        """Look before touching: a file of something else, or of another format, is left as it is."""
         db = self._db
-        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        ours = self._is_ours()
+        if not ours and db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise LogUnavailable(f"broker: {self.path} is a database of something else; name another file, or move it away")
         db.execute("PRAGMA temp_store = MEMORY")
-        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
+        db.execute("PRAGMA cache_size = -16000")
+        if not ours:
+            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE_BYTES}")
         db.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_BYTES}")
-        db.execute("PRAGMA cache_size = -16000")
-        db.execute("BEGIN IMMEDIATE")
+        db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
         try:
-            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            if not self._is_ours():  # Another process may have made it meanwhile.
                 for statement in _SCHEMA:
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {FORMAT}")
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            db.execute("COMMIT")
+                db.execute("COMMIT")
         finally:
             self._roll_back()
+
+    def _is_ours(self) -> bool:
+        if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            return False
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found != FORMAT:
             raise LogUnavailable(
                 f"broker: {self.path} has format {found}, this version reads {FORMAT}; use the version that made it, or another file"
             )
+        return True
 
     @contextmanager
     def read(self) -> Iterator[tuple[sqlite3.Connection, Version]]:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from streaming.errors import LogError, OffsetOutOfRange
-from streaming.log import Log, Message, TopicPartition
+from streaming.log import Log, Message, Record, TopicPartition
 from tests.contract.conftest import Broker, fill, values
 
 
@@ -75,7 +75,7 @@ def test_records_of_one_partition_stand_together_in_order(broker: Broker, log: L
     log.append([Message(name, None, b"%d" % n, n % 4) for n in range(40)])
     reader = log.reader()
     reader.assign({TopicPartition(name, partition): 0 for partition in range(4)})
-    records = []
+    records: list[Record] = []
     while len(records) < 40:
         batch = reader.poll(15, timeout=5)
         partitions = [record.partition for record in batch]

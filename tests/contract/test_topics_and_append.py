@@ -32,8 +32,16 @@ def test_a_topic_of_another_shape_is_a_mismatch_that_names_it(broker: Broker, lo
 
 
 @pytest.mark.parametrize(
-    "topic", [Topic("no/slash"), Topic(""), Topic("a", 0), Topic("a", cleanup="shred"), Topic("a", max_record_bytes=0)]
-)  # type: ignore[arg-type]
+    "topic",
+    [
+        Topic("no/slash"),
+        Topic(""),
+        Topic("a", 0),
+        Topic("a", cleanup="shred"),  # type: ignore[arg-type]
+        Topic("a", retention_ms=-1),
+        Topic("a", max_record_bytes=0),
+    ],
+)
 def test_settings_that_no_topic_can_have_are_refused(log: Log, topic: Topic) -> None:
     with pytest.raises(ValueError, match="topic"):
         log.create([topic])

@@ -1,0 +1,396 @@
+"""What only the embedded log promises: one file, several processes, kill -9, a full disk, a damaged file, bounded retention."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streaming.brokers import open_log
+from streaming.embedded import EmbeddedLog
+from streaming.errors import LogFull, LogUnavailable
+from streaming.log import Bounds, Message, Topic, TopicPartition
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(tmp_path: Path, clock: Clock) -> Iterator[EmbeddedLog]:
+    with EmbeddedLog(tmp_path / "log.db", clock=clock) as log:
+        yield log
+
+
+def read_all(log: EmbeddedLog, topic: str, partition: int = 0) -> list[bytes | None]:
+    reader = log.reader()
+    tp = TopicPartition(topic, partition)
+    start, end = log.bounds([tp])[tp]
+    reader.assign({tp: start})
+    values = []
+    while reader.position(tp) < end:
+        values += [record.value for record in reader.poll(1000)]
+    return values
+
+
+# --- opening
+
+
+def test_the_folder_is_made_and_the_log_is_still_there_when_opened_again(tmp_path: Path) -> None:
+    url = f"embedded:{tmp_path / 'new' / 'folder' / 'log.db'}"
+    with open_log(url) as log:
+        log.create([Topic("t")])
+        log.append([Message("t", None, b"a")])
+    with open_log(url) as log:
+        assert log.bounds([TopicPartition("t", 0)]) == {TopicPartition("t", 0): Bounds(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("kafka:localhost:9092", "Kafka release"), ("redis:x", "broker"), ("embedded:", "broker"), ("x", "broker")]
+)
+def test_a_broker_that_is_not_there_is_named(url: str, words: str) -> None:
+    with pytest.raises(LogUnavailable, match=words):
+        open_log(url)
+
+
+@pytest.mark.parametrize("options", [{"durability": "eternal"}, {"session_timeout_ms": 0}, {"lock_timeout_ms": 0}])
+def test_a_wrong_option_is_named(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        EmbeddedLog(tmp_path / "log.db", **options)
+
+
+def foreign(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE diary (entry TEXT)")
+    db.close()
+
+
+def newer(path: Path) -> None:
+    EmbeddedLog(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def truncated(path: Path) -> None:
+    with EmbeddedLog(path) as log:
+        log.create([Topic("t")])
+        log.append([Message("t", None, b"x" * 100_000)])
+    os.truncate(path, 8192)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.write_text("dear diary, " * 1000), "not a log"),
+        (foreign, "something else"),
+        (newer, "format 99"),
+        (truncated, "damaged"),
+        (Path.mkdir, "folder"),
+    ],
+    ids=["text", "foreign", "newer", "truncated", "folder"],
+)
+def test_a_file_that_is_no_log_is_named_and_left_as_it_is(tmp_path: Path, spoil: object, words: str) -> None:
+    path = tmp_path / "log.db"
+    spoil(path)  # type: ignore[operator]
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(LogUnavailable, match=rf"log\.db.*{words}|{words}.*log\.db"):
+        EmbeddedLog(path)
+    assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+def test_a_page_overwritten_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with EmbeddedLog(path) as log:
+        log.create([Topic("t")])
+        log.append([Message("t", None, b"x" * 100) for _ in range(1000)])
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\xff" * (size // 2))
+    with EmbeddedLog(path) as log:
+        reader = log.reader()
+        reader.assign({TopicPartition("t", 0): 0})
+        with pytest.raises(LogUnavailable, match=r"log\.db is damaged"):
+            reader.poll(10_000)
+        assert reader.position(TopicPartition("t", 0)) == 0, "a read that failed moves nothing"
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LogUnavailable, match="file/sub"):
+        EmbeddedLog(tmp_path / "file" / "sub" / "log.db")
+    if sys.platform == "linux":
+        with pytest.raises(LogUnavailable, match=r"/proc/log\.db.*permissions"):
+            EmbeddedLog("/proc/log.db")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(LogUnavailable, match=r"log\.db.*permissions"):
+        EmbeddedLog(tmp_path / "log.db")
+
+
+def test_a_closed_log_says_so_and_closes_twice(log: EmbeddedLog) -> None:
+    log.create([Topic("t")])
+    log.close()
+    log.close()
+    with pytest.raises(LogUnavailable, match="closed"):
+        log.append([Message("t", None, b"x")])
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+def test_durability_is_what_sqlite_is_told(tmp_path: Path, durability: str, synchronous: int) -> None:
+    with EmbeddedLog(tmp_path / "log.db", durability=durability) as log:  # type: ignore[arg-type]
+        assert log._file._db.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+        assert log._file._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+# --- retention and compaction
+
+
+def test_retention_by_age_goes_in_slices_that_keep_up(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", retention_ms=1000)])
+    tp = TopicPartition("t", 0)
+    log.append([Message("t", None, b"old")] * 500)
+    clock.now += 1000
+    log.append([Message("t", None, b"x")])
+    assert log.bounds([tp])[tp].start == 0, "of just that age is not too old"
+    clock.now += 1
+    starts = []
+    for _ in range(60):
+        log.append([Message("t", None, b"new")])
+        starts.append(log.bounds([tp])[tp].start)
+    assert 0 < starts[0] < 100, "the first slice is a slice"
+    assert starts[-1] == 500
+    assert read_all(log, "t") == [b"x"] + [b"new"] * 60
+
+
+def test_retention_holds_for_partitions_that_nobody_writes_to(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", 3, retention_ms=1000), Topic("other")])
+    log.append([Message("t", None, b"x", 2)] * 10)
+    clock.now += 5000
+    log.append([Message("other", None, b"x")])
+    assert log.bounds([TopicPartition("t", 2)]) == {TopicPartition("t", 2): Bounds(10, 10)}
+    assert log.append([Message("t", None, b"y", 2)]) == [10]
+
+
+def test_a_removed_key_is_forgotten_after_the_retention_of_nulls(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", cleanup="compact", retention_ms=1000), Topic("other")])
+    log.append([Message("t", b"k", b"v"), Message("t", b"j", b"v")])
+    log.append([Message("t", b"k", None)])
+    clock.now += 1000
+    log.append([Message("other", None, b"x")])
+    assert read_all(log, "t") == [b"v", None]
+    clock.now += 2000
+    log.append([Message("other", None, b"x")])
+    assert read_all(log, "t") == [b"v"]
+    assert log.bounds([TopicPartition("t", 0)])[TopicPartition("t", 0)] == Bounds(0, 3)
+    log.append([Message("t", b"k", b"back")])
+    assert read_all(log, "t") == [b"v", b"back"]
+
+
+def test_a_file_does_not_grow_with_what_was_superseded_or_dropped(log: EmbeddedLog, tmp_path: Path) -> None:
+    log.create([Topic("table", cleanup="compact"), Topic("updates", retention_bytes=1_000_000)])
+    for n in range(300):
+        log.append([Message("table", b"%d" % (n % 5), b"x" * 10_000), Message("updates", None, b"x" * 100_000)])
+    log._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert (tmp_path / "log.db").stat().st_size < 4_000_000
+
+
+def test_a_file_mostly_unused_shrinks(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", retention_ms=1000)])
+    log.append([Message("t", None, b"x" * 200_000)] * 100)
+    pages = log._file._db.execute("PRAGMA page_count").fetchone()[0]
+    for _ in range(30):
+        clock.now += 2000
+        log.append([Message("t", None, b"x")] * 10)
+    assert log._file._db.execute("PRAGMA page_count").fetchone()[0] < pages - 500
+
+
+# --- reading
+
+
+def test_a_poll_ends_early_where_records_are_large(log: EmbeddedLog) -> None:
+    log.create([Topic("t", max_record_bytes=20_000_000)])
+    log.append([Message("t", None, b"x" * 15_000_000)] * 4)
+    reader = log.reader()
+    reader.assign({TopicPartition("t", 0): 0})
+    assert [len(reader.poll(100)), len(reader.poll(100)), len(reader.poll(100))] == [3, 1, 0]
+
+
+# --- several processes
+
+
+def test_a_process_that_holds_the_file_too_long_is_an_error_with_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with EmbeddedLog(path, lock_timeout_ms=100) as log:
+        log.create([Topic("t")])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogUnavailable, match=r"log\.db was held by another process for 0\.1 s"):
+            log.append([Message("t", None, b"x")])
+        assert read_all(log, "t") == [], "reading goes on"
+        other.execute("ROLLBACK")
+        other.close()
+        assert log.append([Message("t", None, b"x")]) == [0]
+
+
+def test_an_append_waits_for_a_commit_of_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with EmbeddedLog(path) as log:
+        log.create([Topic("t")])
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.1, other.execute, ("COMMIT",))
+        timer.start()
+        assert log.append([Message("t", None, b"x")]) == [0]
+        timer.join()
+        other.close()
+
+
+MAKER = """
+import sys
+from streaming.embedded import EmbeddedLog
+from streaming.log import Message, Topic
+log = EmbeddedLog(sys.argv[1])
+log.create([Topic("t", 2)])
+for n in range(50):
+    log.append([Message("t", None, sys.argv[2].encode() + b" %d" % n, n % 2)])
+log.close()
+"""
+
+
+def test_processes_that_make_one_log_at_the_same_time_agree(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    running = [subprocess.Popen([sys.executable, "-c", MAKER, path, str(n)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for n in range(3)]
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    with EmbeddedLog(path) as log:
+        found = [value for partition in (0, 1) for value in read_all(log, "t", partition)]
+        assert sorted(v for v in found if v) == sorted(b"%d %d" % (number, n) for number in range(3) for n in range(50))
+
+
+STEPPER = """
+import sys
+from streaming.embedded import EmbeddedLog
+from streaming.log import Message, TopicPartition
+log = EmbeddedLog(sys.argv[1])
+source = TopicPartition("source", 0)
+writer = log.writer("stepper")
+at = log.committed("g", [source]).get(source, 0)
+reader = log.reader()
+reader.assign({source: at})
+print("ready", flush=True)
+while True:
+    batch = reader.poll(7)
+    count = batch[-1].offset + 1
+    writer.commit(
+        [Message("out", None, b"%d" % r.offset, r.offset % 3) for r in batch] + [Message("count", b"k", b"%d" % count)],
+        {source: count}, "g",
+    )
+"""
+
+
+def test_killed_at_any_moment_records_offsets_and_count_agree(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    source = TopicPartition("source", 0)
+    dice = random.Random(7)
+    with EmbeddedLog(path) as log:
+        log.create([Topic("source"), Topic("out", 3), Topic("count", cleanup="compact")])
+        log.append([Message("source", None, b"x")] * 200_000)
+    done = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", STEPPER, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(dice.uniform(0.01, 0.15))
+        process.kill()
+        assert process.wait(timeout=30) == -signal.SIGKILL
+        process.stdout.close()
+        with EmbeddedLog(path) as log:
+            before, done = done, log.committed("g", [source]).get(source, 0)
+            outputs = sorted(int(value or b"") for partition in range(3) for value in read_all(log, "out", partition))
+            assert outputs == list(range(done))
+            assert read_all(log, "count") == ([b"%d" % done] if done else [])
+        assert done >= before
+    assert done > 100, "the kills came before any work"
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+# --- a full disk
+
+
+def test_a_full_file_keeps_nothing_of_the_commit_and_goes_on_when_there_is_room(log: EmbeddedLog) -> None:
+    log.create([Topic("t"), Topic("table", cleanup="compact")])
+    tp = TopicPartition("t", 0)
+    writer = log.writer("w")
+    writer.commit([Message("table", b"k", b"before")], {tp: 1}, "g")
+    db = log._file._db
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0] + 5}")
+    with pytest.raises(LogFull, match=r"log\.db.*nothing of the commit was kept"):
+        writer.commit([Message("table", b"k", b"after"), Message("t", None, b"x" * 100_000)], {tp: 2}, "g")
+    assert (read_all(log, "t"), read_all(log, "table"), log.committed("g", [tp])) == ([], [b"before"], {tp: 1})
+    assert log.append([Message("t", None, b"small")]) == [0], "what fits is still taken"
+    db.execute("PRAGMA max_page_count = 1000000")
+    writer.commit([Message("table", b"k", b"after"), Message("t", None, b"x" * 100_000)], {tp: 2}, "g")
+    assert (len(read_all(log, "t")), read_all(log, "table"), log.committed("g", [tp])) == (2, [b"after"], {tp: 2})
+
+
+FILLER = """
+import resource, sys
+from streaming.embedded import EmbeddedLog
+from streaming.errors import LogFull
+from streaming.log import Message, Topic
+log = EmbeddedLog(sys.argv[1])
+log.create([Topic("t")])
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, most))
+written = 0
+try:
+    while written < 1000:
+        log.append([Message("t", None, b"%d" % (written + n) + b" " * 50_000) for n in range(3)])
+        written += 3
+except LogFull:
+    reader = log.reader()
+    reader.assign({("t", 0): 0})
+    assert len(reader.poll(10_000)) == written
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    print(written, *log.append([Message("t", None, b"after")]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of resources there")
+def test_an_operating_system_that_takes_no_more_bytes_is_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    done = subprocess.run([sys.executable, "-c", FILLER, path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    written, offset = map(int, done.stdout.split())
+    assert 3 <= written == offset < 200
+    with EmbeddedLog(path) as log:
+        assert [int((value or b"").split()[0]) for value in read_all(log, "t")[:-1]] == list(range(written))
+        assert read_all(log, "t")[-1] == b"after"
