@@ -1,17 +1,24 @@
-"""From settings to what they describe: the log, and the topics in it."""
+"""From settings to what they describe: the log, the topics in it, the endpoint for metrics and health."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
+from consumers.logs import masked_text
 from streaming.brokers import open_log
 from streaming.errors import LogUnavailable
 from streaming.topics import topics
 
 if TYPE_CHECKING:
     from consumers.settings import Settings
+    from streaming.health import Health
     from streaming.log import Log, Topic
+    from streaming.metrics import Metrics
 
 
 def connect(settings: Settings, *, create: bool = False) -> Log:
@@ -27,6 +34,25 @@ def connect(settings: Settings, *, create: bool = False) -> Log:
         raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")
     path.parent.mkdir(parents=True, exist_ok=True)
     return open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
+
+
+@contextlib.contextmanager
+def endpoint(settings: Settings, metrics: Metrics, health: Health) -> Iterator[None]:
+    """Serve metrics and health while the block runs, unless ``metrics.enabled`` is off, and log where.
+
+    An error that leaves the block is told to ``health`` first. Raises `EndpointError` if the port cannot be had.
+    """
+    from streaming.health import Endpoint
+
+    with contextlib.ExitStack() as stack:
+        if settings.metrics.enabled:
+            server = stack.enter_context(Endpoint(metrics.registry, health, settings.metrics.host, settings.metrics.port))
+            structlog.get_logger("coldstream").info("serving metrics and health", url=server.url, port=server.port)
+        try:
+            yield
+        except BaseException as error:
+            health.fail(f"{type(error).__name__}: {masked_text(str(error))}")
+            raise
 
 
 def topics_of(settings: Settings) -> dict[str, Topic]:

@@ -8,34 +8,98 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from consumers import catalogue, exits
 from consumers.inspection import toml
 
-MADE = "<!-- Made by `python -m consumers.reference`; edit the code that it is made from. -->"
+SETTINGS = """\
+<!-- Made by `python -m consumers.reference`; edit the code that it is made from. -->
+
+# Settings
+
+Later sources win: defaults, the preset (`preset = "paper"`), the file, the environment, flags.
+
+| source | `micro_batch` of `[worker]` there |
+| --- | --- |
+| `coldstream.toml` here, or `--config FILE`, or the file that `COLDSTREAM_CONFIG` names | `micro_batch = 32` under `[worker]` |
+| environment | `COLDSTREAM_WORKER__MICRO_BATCH=32` |
+| flags, of every command | `--set worker.micro_batch=32`; common settings have flags of their own, such as `--micro-batch 32` |
+
+In the environment and in `--set`, lists and tables are written as JSON. A list or a table of names that are not settings (the features
+of a schema) replaces that of the source below as a whole.
+
+`coldstream config` prints the values in force and where each came from. A setting that is unknown or wrong is an error that names it and
+its place, with exit code 2. So is any other variable that begins with `COLDSTREAM_`: in Kubernetes set `enableServiceLinks: false` where
+a service is called coldstream, or the variables that it makes would count as settings.
+"""
+
+METRICS = """\
+<!-- Made by `python -m consumers.reference`; edit the code that it is made from. -->
+
+# Metrics and health
+
+Every worker and trainer serves `/metrics`, `/healthz` and `/readyz` at `metrics.host` and `metrics.port` (127.0.0.1:9464; with port 0
+the one that was got is in the log). No label holds a user or item id. The usual `process_*` metrics are there too.
+
+{metrics}
+
+- `stage` is one of {stages}.
+- `earlier` is one of {groups}: how many events the user had before the one scored. The groups overlap.
+- `running_error` is an exponentially weighted mean over the events of its group, in which an error counts half after {half_life} more
+  events. It is the weighted mean of just the values seen, from the first on, and NaN before that.
+- `event_to_score_seconds` begins when the broker took the event, not at the event's own time. So the age of a replayed history is not
+  in it, but its waiting in the topic is.
+
+## Health
+
+Both answer 200 or 503 and JSON: `ok`, and under `conditions` each condition with `ok` and `detail`. Where `/healthz` fails, restart the
+process; where `/readyz` fails, wait.
+
+| path | conditions |
+| --- | --- |
+| `/healthz` | {live} |
+| `/readyz` | {ready} |
+
+- `main_loop`: the last turn of the main loop is young.
+- `no_fatal_error`: nothing happened that it cannot go on from.
+- `assignment`: partitions, or a place as stand-by, are held.
+- `state`: support sets and tables are restored.
+- `model`: a version is loaded.
+- `progress`: the last commit is young, or there is nothing to do.
+"""
+
+CLI = """\
+<!-- Made by `python -m consumers.reference`; edit the code that it is made from. -->
+
+# Command line
+
+`coldstream COMMAND --help` tells each command's flags. `--config FILE`, `--set NAME=VALUE` and `--verbose` may stand before or behind the
+command's name. Results go to standard output, logs and errors to standard error: readable on a terminal, JSON lines elsewhere
+(`log_format`).
+
+{commands}
+
+## Exit codes
+
+{codes}
+
+The first Ctrl-C or SIGTERM finishes the step in hand and commits it; the second ends the process at once, with 130 or 143, which loses
+nothing either: what is not committed does not count, and is done again. A worker or trainer has no end of its own, so being asked to
+stop is its proper one: 0.
+"""
 
 
 def settings_page() -> str:
     """docs/settings.md."""
-    parts = [
-        MADE,
-        "# Settings",
-        'Later sources win: defaults, the preset (`preset = "paper"`), `coldstream.toml` in the working directory (or `--config FILE`, or the file that '
-        "`COLDSTREAM_CONFIG` names), the environment, flags. `worker.micro_batch` is `micro_batch` under `[worker]` in the file, "
-        "`COLDSTREAM_WORKER__MICRO_BATCH` in the environment and `--set worker.micro_batch=32` as a flag of every command; common settings have "
-        "flags of their own. Lists and tables are JSON in the environment and in `--set`, and replace the whole value.",
-        "`coldstream config` prints the values in force and where each came from. A setting that is unknown or wrong is an error that names it and its "
-        "place, with exit code 2; so is any other variable that begins with `COLDSTREAM_` (in Kubernetes set `enableServiceLinks: false` where a service "
-        "is called coldstream, or its own variables would count as settings).",
-    ]
+    parts = [SETTINGS]
     entries = catalogue.entries().values()
     for table, model in catalogue.sections():
         own = [entry for entry in entries if entry.name.rpartition(".")[0] == table]
         if own:
-            parts.append(f"## [{table}]" if table else "## At the top of the file")
-            parts += [_sentence(model.__doc__)] if table else []
-            parts.append(_table(("setting", "default", "unit", "allowed", "what it does"), map(_setting_row, own)))
-    return _page(parts)
+            parts.append(f"## [{table}]\n\n{_sentence(model.__doc__)}\n" if table else "## At the top of the file\n")
+            parts.append(_table(("setting", "default", "unit", "allowed", "what it does"), map(_setting_row, own)) + "\n")
+    return "\n".join(parts)
 
 
 def _setting_row(entry: catalogue.Entry) -> tuple[str, ...]:
@@ -47,28 +111,14 @@ def metrics_page() -> str:
     from streaming.health import Health
     from streaming.metrics import GROUPS, HALF_LIFE, STAGES, Metrics
 
-    rows = [
-        (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help) for metric in Metrics().described
-    ]
-    return _page(
-        [
-            MADE,
-            "# Metrics and health",
-            "Every worker and trainer serves `/metrics`, `/healthz` and `/readyz` at `metrics.host` and `metrics.port` (127.0.0.1:9464; with port 0 "
-            "the one that was got is in the log). No label holds a user or item id. The usual `process_*` metrics are there too.",
-            _table(("metric", "kind", "labels", "what it says"), rows),
-            f"`stage` is one of {_words(STAGES)}. `earlier` is one of {_words(GROUPS)}: how many events the user had before the one scored; the groups "
-            f"overlap. A running error is an exponentially weighted mean over the events of its group, in which an error counts half after {HALF_LIFE} more "
-            "events; it is the weighted mean of just the values seen, from the first on, and NaN before that. `event_to_score_seconds` begins when the broker "
-            "took the event, not at the event's own time, so the age of a replayed history is not in it, but its waiting in the topic is.",
-            "## Health",
-            "Both answer 200 or 503 and JSON: `ok`, and under `conditions` each condition with `ok` and `detail`. Where /healthz fails, restart the process; "
-            "where /readyz fails, wait.",
-            _table(("path", "conditions"), [("`/healthz`", _words(Health().live())), ("`/readyz`", _words(Health().ready()))]),
-            "`main_loop`: the last turn of the main loop is young. `no_fatal_error`: nothing happened that it cannot go on from. `assignment`: partitions, or a "
-            "place as stand-by, are held. `state`: support sets and tables are restored. `model`: a version is loaded. `progress`: the last commit is "
-            "young, or there is nothing to do.",
-        ]
+    rows = [(f"`{metric.name}`", metric.kind, _words(metric.labels), metric.help) for metric in Metrics().described]
+    return METRICS.format(
+        metrics=_table(("metric", "kind", "labels", "what it says"), rows),
+        stages=_words(STAGES),
+        groups=_words(GROUPS),
+        half_life=HALF_LIFE,
+        live=_words(Health().live()),
+        ready=_words(Health().ready()),
     )
 
 
@@ -78,31 +128,17 @@ def cli_page() -> str:
 
     from consumers.cli import app
 
-    rows: list[tuple[str, str, str]] = []
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]  # a group, as there are several commands
-        for path, leaf in (
-            [(f"{name} {inner}", found) for inner, found in command.commands.items()] if hasattr(command, "commands") else [(name, command)]
-        ):
-            rows.append(
-                (
-                    f"`coldstream {path}`",
-                    _sentence(_plain(leaf.help or "")),
-                    "<br>".join(f"`{text}`" for text in _examples(leaf.epilog or "")),
-                )
-            )
-    return _page(
-        [
-            MADE,
-            "# Command line",
-            "`coldstream COMMAND --help` tells each command's flags. `--config FILE`, `--set NAME=VALUE` and `--verbose` may stand before or behind the "
-            "command's name. Results go to standard output, logs and errors to standard error: readable on a terminal, JSON lines elsewhere (`log_format`).",
-            _table(("command", "what it does", "examples"), sorted(rows)),
-            "## Exit codes",
-            _table(("code", "meaning"), [(f"{code:d}", meaning) for code, meaning in exits.MEANING.items()]),
-            "The first Ctrl-C or SIGTERM finishes the step in hand and commits it; the second ends the process at once, with 130 or 143, which loses nothing "
-            "either: what is not committed does not count, and is done again.",
-        ]
-    )
+    rows = [
+        (f"`{path}`", _sentence(_plain(command.help or "")), "<br>".join(f"`{text}`" for text in _examples(command.epilog or "")))
+        for path, command in _commands("coldstream", get_command(app))
+    ]
+    codes = [(f"{code:d}", meaning) for code, meaning in exits.MEANING.items()]
+    return CLI.format(commands=_table(("command", "what it does", "examples"), sorted(rows)), codes=_table(("code", "meaning"), codes))
+
+
+def _commands(path: str, command: Any) -> Iterable[tuple[str, Any]]:  # noqa: ANN401 - typer keeps its classes of commands to itself
+    inner = getattr(command, "commands", None)
+    return [(path, command)] if inner is None else [row for name, found in inner.items() for row in _commands(f"{path} {name}", found)]
 
 
 def _plain(text: str) -> str:
@@ -124,10 +160,6 @@ def _words(names: Iterable[str]) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _page(parts: Iterable[str]) -> str:
-    return "\n\n".join(parts) + "\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "metrics.md": metrics_page, "cli.md": cli_page}

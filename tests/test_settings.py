@@ -21,13 +21,13 @@ from model.settings import PRESETS
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def loaded(tmp_path: Path, toml: str | None = None, **sources: Any) -> Loaded:
+def loaded(tmp_path: Path, toml: str | None = None, **sources: Any) -> Loaded:  # noqa: ANN401 - the sources of `load`
     if toml is not None:
         (tmp_path / "coldstream.toml").write_text(toml)
     return load(directory=tmp_path, **{"environ": {}, **sources})
 
 
-def problems(tmp_path: Path, toml: str | None = None, **sources: Any) -> list[str]:
+def problems(tmp_path: Path, toml: str | None = None, **sources: Any) -> list[str]:  # noqa: ANN401 - as above
     with pytest.raises(SettingsError) as caught:
         loaded(tmp_path, toml, **sources)
     return caught.value.problems
