@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -47,8 +48,9 @@ class Stop:
         if self._asked:
             os._exit(128 + number)
         self.signal = number
-        os.write(2, b"stopping after the step in hand; once more to end at once\n")
         self.ask()
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            os.write(2, b"stopping after the step in hand; once more to end at once\n")
 
     def ask(self) -> None:
         """Ask to stop, as a signal would; for tests, and for loops that found their end."""

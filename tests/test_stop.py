@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,15 @@ def stopped(body: str, end: str, *signals: int) -> tuple[int, str, str]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdout.readline() == "ready\n"
-    for number in signals:
+    first, *others = signals
+    process.send_signal(first)
+    told = process.stderr.readline()  # two signals sent at once may arrive as one
+    for number in others:
         process.send_signal(number)
-        time.sleep(0.3)
-    out, err = process.communicate(timeout=10)
-    return process.returncode, out, err
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, told + err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -51,16 +53,12 @@ def test_the_first_signal_lets_the_step_in_hand_finish(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_the_process_at_once(number: int) -> None:
-    began = time.monotonic()
     code, out, _ = stopped("time.sleep(60)", "pass", number, number)
     assert (code, out) == (128 + number, "")
-    assert time.monotonic() - began < 20
 
 
 def test_waiting_ends_with_the_signal() -> None:
-    began = time.monotonic()
     assert stopped("stop.wait(60)", "pass", signal.SIGTERM)[:2] == (0, "finished\n")
-    assert time.monotonic() - began < 20
 
 
 def test_unfinished_work_ends_with_the_signals_code() -> None:
