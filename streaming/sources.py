@@ -119,9 +119,10 @@ def interaction_source(
     limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> Source:
     """Return the interactions of a file. Raises `SourceError` for a file that cannot be read or a column that it does not have."""
+    wanted = asdict(columns)
 
     def read(row: _Row) -> _Event:
-        fields = {field: row[name] for field, name in asdict(columns).items() if row.get(name) not in (None, "")}
+        fields = {field: row[name] for field, name in wanted.items() if row.get(name) not in (None, "")}
         if isinstance(rating := fields.get("rating"), str):
             fields["rating"] = _number(rating, "rating")
         if "timestamp" in fields:
@@ -129,8 +130,7 @@ def interaction_source(
         event = interaction_of(fields, limits)
         return _Event(event.user, encode(event), event.timestamp)
 
-    wanted = list(asdict(columns).values())
-    return Source(TextFile(path, layout), read, wanted, timed=True, settings=[columns, timestamps], limits=limits)
+    return Source(TextFile(path, layout), read, list(wanted.values()), timed=True, settings=[columns, timestamps], limits=limits)
 
 
 def profile_source(

@@ -14,7 +14,7 @@ import msgspec
 
 from streaming.errors import Malformed
 from streaming.events import Feature, Interaction, Profile
-from streaming.partitioner import partition_for
+from streaming.partitioner import partition_of
 from streaming.untrusted import read_map, shown
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _values(field: str, values: list[object], limits: Limits) -> list[str]:
 def _check_place(record: Record, key: bytes, owner: str, partitions: int) -> None:
     if record.key != key:
         raise Malformed("wrong-key", f"the key is {shown(record.key)}, it must be the {owner}, {shown(key)}")
-    expected = partition_for(key, partitions) if partitions > 1 else 0
+    expected = partition_of(key, partitions) if partitions > 1 else 0
     if record.partition != expected:
         raise Malformed(
             "wrong-partition",

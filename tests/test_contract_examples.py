@@ -15,7 +15,7 @@ from streaming.chunks import HEADER_BYTES
 from streaming.codec import DTYPES, array, decode, encode
 from streaming.deadletters import KEPT_BYTES
 from streaming.log import Record
-from streaming.partitioner import partition_for
+from streaming.partitioner import partition_of
 from streaming.textfiles import MAX_LINE_BYTES
 from streaming.topics import COPARTITIONED, MAX_RECORD_BYTES, topics
 from streaming.validation import Limits, decode_interaction, decode_profile
@@ -63,7 +63,7 @@ def test_the_table_of_a_record_names_its_fields_in_order(name: str) -> None:
 
 def test_examples_that_people_write_pass_the_validation_in_json() -> None:
     interaction, profile = (" ".join(EXAMPLES[name].split()).encode() for name in ("Interaction", "Profile"))
-    record = Record("interactions", partition_for(b"196", 8), 0, 0, b"196", interaction)
+    record = Record("interactions", partition_of(b"196", 8), 0, 0, b"196", interaction)
     assert decode_interaction(record, Limits(), partitions=8) == example("Interaction")
     assert decode_profile(record._replace(value=profile), Limits(), partitions=8) == example("Profile")
 
