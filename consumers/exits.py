@@ -30,7 +30,7 @@ MEANING = {
     Exit.LOG_UNAVAILABLE: "The log does not answer, is locked or damaged, or lacks the topic or records asked for.",
     Exit.LOG_FULL: "The disk under the log is full. Nothing of the step in hand was kept; the next start does it again.",
     Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
-    Exit.DATA: "An input file cannot be read, or a record cannot be taken as what it should be.",
+    Exit.DATA: "A file that was named cannot be read or written, or a record cannot be taken as what it should be.",
     Exit.INTERRUPTED: "Ctrl-C before the work was done. What was done is committed; the same command goes on from there.",
     Exit.TERMINATED: "SIGTERM before the work was done. What was done is committed; the same command goes on from there.",
 }
@@ -46,6 +46,12 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.ChunkError, Exit.LOG_UNAVAILABLE),
     (errors.SourceError, Exit.DATA),
     (errors.Malformed, Exit.DATA),
+    # Files that the user named: a journal, a folder for the report.
+    (FileNotFoundError, Exit.DATA),
+    (FileExistsError, Exit.DATA),
+    (NotADirectoryError, Exit.DATA),
+    (IsADirectoryError, Exit.DATA),
+    (PermissionError, Exit.DATA),
     (KeyboardInterrupt, Exit.INTERRUPTED),
 )
 """The first that fits counts, so the special ones stand before their bases."""

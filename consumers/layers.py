@@ -148,7 +148,8 @@ def _explain(location: list[str], why: str, chosen: Mapping[str, _Given], known:
             problems.wrong(known[name], chosen[name].value, chosen[name].origin, f"{inside}: {why}" if inside else why)
             return
     table = ".".join(location)
-    involved = [f"{item.name}: {item.origin}" for item in chosen.values() if not table or item.name.startswith(f"{table}.")]
+    named = [item for item in chosen.values() if item.name in why]
+    involved = [f"{item.name}: {item.origin}" for item in named or chosen.values() if named or item.name.startswith(f"{table}.")]
     problems.append(f"{why} ({'; '.join(involved) or 'defaults'})")
 
 

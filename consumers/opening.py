@@ -32,7 +32,10 @@ def connect(settings: Settings, *, create: bool = False) -> Log:
     path = Path(place)
     if not create and not path.exists():
         raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogUnavailable(f"broker = {settings.broker}: the folder {path.parent} cannot be made ({error.strerror})") from error
     return open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
 
 

@@ -106,6 +106,9 @@ class WorkerSettings(Section):
         16, "Events of one partition scored at one model version, and committed together.", "events", ge=1, le=65_536
     )
     support_size: int = setting(50, "Interactions kept for each user, the last ones.", "interactions", ge=1, le=10_000)
+    max_users: int = setting(
+        0, "Users held for each partition; one more, and the user silent for longest is forgotten. 0 is without bound.", "users", ge=0
+    )
     poll_timeout_ms: int = setting(500, "Longest wait for an event before the worker looks at its other duties.", "ms", ge=1, le=5000)
     linger_ms: int = setting(
         20, "How long a live worker waits for a micro-batch to fill; lockstep never cuts by time.", "ms", ge=0, le=60_000
@@ -167,8 +170,6 @@ class ReplaySettings(Section):
 class Settings(Section):
     """All settings. ``Settings()`` holds the defaults alone; `consumers.layers.load` reads every source."""
 
-    model_config = ConfigDict(**{**Section.model_config, "protected_namespaces": ()})
-
     broker: str = setting("embedded:runs/coldstream.db", 'The log: "embedded:PATH" or "kafka:HOST:PORT,...".')
     topic_prefix: str = setting("", "Put before the names of topics, groups and transactional ids.", max_length=100)
     group: str = setting("coldstream", "Consumer group of the workers, and stem of transactional ids.", min_length=1, max_length=100)
@@ -206,6 +207,17 @@ class Settings(Section):
             msg = "may hold letters, digits, dots, dashes and underscores"
             raise ValueError(msg)
         return value
+
+    @model_validator(mode="after")
+    def _heard_in_time(self) -> Self:
+        silent = self.worker.poll_timeout_ms + self.worker.linger_ms
+        if silent >= self.log.session_timeout_ms:
+            msg = (
+                f"log.session_timeout_ms ({self.log.session_timeout_ms}) must be above worker.poll_timeout_ms + worker.linger_ms "
+                f"({silent}), or a worker that waits for events is taken for dead"
+            )
+            raise ValueError(msg)
+        return self
 
     @property
     def group_id(self) -> str:

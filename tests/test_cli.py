@@ -31,7 +31,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
     for name in [name for name in os.environ if name.startswith("COLDSTREAM_")]:
         monkeypatch.delenv(name)
 
@@ -149,6 +148,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
         (errors.Malformed("x", "y"), 6),
         (Interrupted(signal.SIGINT), 130),
         (Interrupted(signal.SIGTERM), 143),
+        (FileNotFoundError("x"), 6),
         (ValueError("x"), 1),
     ],
 )

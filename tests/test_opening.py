@@ -58,6 +58,12 @@ def test_looking_at_a_log_does_not_make_one(tmp_path: Path) -> None:
         assert log.topics() == {topic.name: topic for topic in topics_of(settings).values()}
 
 
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LogUnavailable, match=r"folder .*file cannot be made"):
+        connect(Settings(broker=f"embedded:{tmp_path}/file/x.db"), create=True)
+
+
 def test_a_broker_of_a_later_version_is_a_clear_error() -> None:
     with pytest.raises(LogUnavailable, match="Kafka"):
         connect(Settings(broker="kafka:localhost:9092"))

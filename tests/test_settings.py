@@ -113,6 +113,11 @@ def test_values_given_as_text_become_what_the_setting_is(tmp_path: Path) -> None
         ('topic_prefix = "a b"', {}, ["topic_prefix = a b", "letters"]),
         ("[rating]\nmaximum = 1.0", {}, ["rating.maximum (1) must be above rating.minimum (1)", "[rating] maximum"]),
         (None, {"sets": ["limits.latest_ms=5"]}, ["limits.latest_ms (5) must be after limits.earliest_ms", "--set limits.latest_ms"]),
+        (
+            "[worker]\npoll_timeout_ms = 5000",
+            {"sets": ["log.session_timeout_ms=1000", "seed=2"]},
+            ["log.session_timeout_ms (1000) must be above", "(5020)", "[worker] poll_timeout_ms", "--set log.session_timeout_ms"],
+        ),
         (None, {"sets": ["preset=papre"]}, ["preset = papre", '"default", "paper"']),
         ('[schema.user.age]\nkind = "number"', {}, ["schema.user", "age.kind"]),
         (None, {"environ": {"COLDSTREAM_SCHEMA__USER": "{oops"}}, ["schema.user", "JSON"]),

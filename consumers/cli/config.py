@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.cli.options import ConfigFile, Sets, Verbose, configured
+from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,9 +53,7 @@ def command(
         case Format.JSON:
             typer.echo(inspection.as_json(chosen))
         case Format.TABLE:
-            from rich.console import Console
-
-            Console().print(_table(chosen))
+            console().print(_table(chosen))
 
 
 def _table(chosen: list[Effective]) -> Table:

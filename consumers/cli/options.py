@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from consumers.layers import Loaded
 
 PANEL = "For every command"
+PIPE_WIDTH = 160
 
 ConfigFile = Annotated[
     Path | None,
@@ -46,6 +50,13 @@ class Given:
         self.config = config or self.config
         self.sets += sets or []
         self.verbose = self.verbose or verbose
+
+
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal, and wide enough for a line a row where it is piped to a program."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def configured(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from consumers.cli.options import ConfigFile, Sets, Verbose, configured
+from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 EXAMPLES = "[bold]coldstream report[/bold]\n\n[bold]coldstream report --journal runs/demo/journal.jsonl --out runs/demo[/bold]"
 
@@ -30,8 +30,6 @@ def command(
     from consumers.opening import connect
 
     settings = configured(ctx, config, sets, verbose).settings
-    from rich.console import Console
-
     from streaming.journal import read_journal
     from streaming.report import build_report, render_table, write_report
 
@@ -44,7 +42,7 @@ def command(
             prefix=settings.topic_prefix,
             window=window,
         )
-    Console().print(render_table(report))
+    console().print(render_table(report))
     if out is not None:
         write_report(report, out)
         typer.echo(f"report: {out / 'report.html'}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.cli.options import ConfigFile, Sets, Verbose, configured
+from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,9 +38,7 @@ def command(
 
         typer.echo(msgspec.json.format(msgspec.json.encode(status), indent=2))
         return
-    from rich.console import Console
-
-    Console().print(*_page(status), sep="\n")
+    console().print(*_page(status), sep="\n")
 
 
 def _page(status: Status) -> list[RenderableType]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.cli.options import ConfigFile, Sets, Verbose, configured
+from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 if TYPE_CHECKING:
     from streaming.log import Topic
@@ -23,8 +23,6 @@ def list_topics(
     verbose: Verbose = False,
 ) -> None:
     """List the topics with their settings, those that are missing too."""
-    from rich.console import Console
-
     from consumers.opening import connect, topics_of
 
     settings = configured(ctx, config, sets, verbose).settings
@@ -32,7 +30,7 @@ def list_topics(
     with connect(settings) as log:
         existing = log.topics()
     names = [*wanted, *sorted(existing.keys() - wanted)] if all_topics else list(wanted)
-    Console().print(_table([(wanted.get(name), existing.get(name)) for name in names]))
+    console().print(_table([(wanted.get(name), existing.get(name)) for name in names]))
 
 
 @app.command("create", epilog="[bold]coldstream topics create --partitions 1[/bold]")
