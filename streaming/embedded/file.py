@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -22,6 +22,8 @@ OFFSET_BITS = 40
 
 # Measured: with a checkpoint for each 4 MB, SQLite's default, a commit took 2.4 ms on average, with one for each 64 MB 0.9 ms.
 _CHECKPOINT_BYTES = 64 << 20
+_CHECKPOINT_AGAIN_BYTES = 16 << 20
+_CHECKPOINT_PATIENCE_MS = 200
 _PAGE_BYTES = 4096
 _LONGEST_PAUSE = 0.01
 
@@ -62,6 +64,8 @@ class LogFile:
         self.undone = 0  # Write transactions that were rolled back.
         self._timeout = timeout_ms / 1000
         self._commits = 0
+        self._wal = path.with_name(path.name + "-wal")
+        self._checkpoint_at = _CHECKPOINT_BYTES
         self._changed = threading.Condition(threading.RLock())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +100,8 @@ class LogFile:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
-        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE_BYTES}")
-        db.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_BYTES}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 0")  # The size of the -wal file then says how much is in it.
         db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
         try:
             if not self._is_ours():  # Another process may have made it meanwhile.
@@ -119,7 +123,7 @@ class LogFile:
             )
         return True
 
-    @contextmanager
+    @contextlib.contextmanager
     def read(self) -> Iterator[tuple[sqlite3.Connection, Version]]:
         """A view of one moment: what is committed later is not in it. Gives the connection and the version of what it shows."""
         with self._changed:
@@ -132,7 +136,7 @@ class LogFile:
             finally:
                 self._roll_back()
 
-    @contextmanager
+    @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """All or nothing: what is done inside is visible to everybody when it ends, and not at all if it raises."""
         with self._changed:
@@ -150,6 +154,7 @@ class LogFile:
                     self._roll_back()
             self._commits += 1
             self._changed.notify_all()
+            self._checkpoint()
 
     def wait(self, seen: Version, seconds: float) -> bool:
         """Wait until something is committed that ``seen`` does not show, at most so long. Returns whether there is."""
@@ -172,6 +177,24 @@ class LogFile:
         """Close the file; readers and writers of it then raise `LogUnavailable`."""
         with self._changed:
             self._db.close()
+
+    def _checkpoint(self) -> None:
+        """Move what is in the -wal file into the main one, when it has become large, and begin it anew.
+
+        SQLite's own checkpoint begins it anew only if nobody commits meanwhile: with two busy processes the file grew past half a
+        gigabyte. This one makes them wait. What goes wrong here leaves the commit as it is, and is tried again some megabytes later.
+        """
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if (size := self._wal.stat().st_size) < self._checkpoint_at:
+                return
+            self._checkpoint_at = size + _CHECKPOINT_AGAIN_BYTES
+            self._db.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+            try:
+                (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            finally:
+                self._db.execute("PRAGMA busy_timeout = 0")
+            if not busy:
+                self._checkpoint_at = _CHECKPOINT_BYTES
 
     def _begin_read(self) -> Version:
         if not self._db.in_transaction:

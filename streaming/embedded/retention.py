@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ROUND_MS = 1000
 _LEAST_ROWS = 16
 _MOST_LOOKS = 64
-_VACUUM_PAGES = 256
+_VACUUM_PAGES = 128
 _SPARE_PAGES = 1024
 
 
@@ -109,4 +109,5 @@ def _shrink(db: sqlite3.Connection) -> None:
     """Give pages back to the disk where a quarter of the file is unused; below that the next records take them."""
     (unused,) = db.execute("PRAGMA freelist_count").fetchone()
     if unused > _SPARE_PAGES and unused * 4 > db.execute("PRAGMA page_count").fetchone()[0]:
-        db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        for _ in range(_VACUUM_PAGES):
+            db.execute("PRAGMA incremental_vacuum(1)")  # One by one: Python takes a single step of a statement without columns.
