@@ -309,6 +309,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(b"{" * 65_000, b"196")
 @example(b'"' * 65_000, b"196")
 @example(b'{"a":"' + b"\\" * 65_000, b"196")
+@example(b'{"a":"' + b'\\"[]' * 16_000, b"196")
 def test_whatever_comes_is_an_event_within_limits_or_a_dead_letter(value: bytes, key: bytes | None) -> None:
     began = time.perf_counter()
     came = record(value, key)
