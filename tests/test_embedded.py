@@ -152,6 +152,12 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
         EmbeddedLog(tmp_path / "log.db")
 
 
+def test_a_sqlite_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 9))
+    with pytest.raises(LogUnavailable, match=r"needs SQLite 3\.37"):
+        EmbeddedLog(tmp_path / "log.db")
+
+
 def test_a_closed_log_says_so_and_closes_twice(log: EmbeddedLog) -> None:
     log.create([Topic("t")])
     log.close()

@@ -25,6 +25,7 @@ _CHECKPOINT_BYTES = 64 << 20
 _CHECKPOINT_AGAIN_BYTES = 16 << 20
 _CHECKPOINT_PATIENCE_MS = 200
 _PAGE_BYTES = 4096
+_SQLITE = (3, 37)  # STRICT tables.
 _LONGEST_PAUSE = 0.01
 
 _SCHEMA = (
@@ -67,6 +68,10 @@ class LogFile:
         self._wal = path.with_name(path.name + "-wal")
         self._checkpoint_at = _CHECKPOINT_BYTES
         self._changed = threading.Condition(threading.RLock())
+        if sqlite3.sqlite_version_info < _SQLITE:
+            raise LogUnavailable(
+                f"broker: the embedded log needs SQLite {'.'.join(map(str, _SQLITE))}, this Python has {sqlite3.sqlite_version}"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,16 +95,16 @@ class LogFile:
     def _open(self) -> None:
         """Look before touching: a file of something else, or of another format, is left as it is."""
         db = self._db
-        ours = self._is_ours()
-        if not ours and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        # In this order: another process may be making it, and does both in one transaction.
+        tables = db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if not self._is_ours() and tables:
             raise LogUnavailable(f"broker: {self.path} is a database of something else; name another file, or move it away")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        if not ours:
-            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # This and the next do nothing to a file that has pages.
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("PRAGMA journal_size_limit = 0")  # The size of the -wal file then says how much is in it.
         db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
@@ -149,10 +154,10 @@ class LogFile:
             except sqlite3.Error as error:
                 raise self._meaning(error) from error
             finally:
+                self._commits += 1  # Also where it raised: an interrupt may come just after the commit.
                 if not done:
                     self.undone += 1
                     self._roll_back()
-            self._commits += 1
             self._changed.notify_all()
             self._checkpoint()
 
