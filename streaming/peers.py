@@ -82,7 +82,7 @@ def peers(scale: Scale) -> dict[str, Peer]:
     return {"river_biased_mf": RiverBiasedMF(scale), "running_mean": RunningMean(scale)}
 
 
-def test_then_train(peer: Peer, run: ScoredRun) -> NDArray[np.float64]:
+def prequential_scores(peer: Peer, run: ScoredRun) -> NDArray[np.float64]:
     """The peer's score of every event, shape (n,), each made before the peer learned from that event or any later one."""
     scores = np.empty(len(run))
     for place, (user, item, rating) in enumerate(zip(run.user.tolist(), run.item.tolist(), run.rating.tolist(), strict=True)):

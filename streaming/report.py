@@ -19,7 +19,7 @@ from rich.table import Table
 from streaming import plots
 from streaming.journal import History
 from streaming.log import Log
-from streaming.peers import peers, test_then_train
+from streaming.peers import peers, prequential_scores
 from streaming.prequential import Bin, Errors, Result, coverage, difference, error_by_earlier, evaluate, normal_quantile, running_mae
 from streaming.scored import read_run
 from streaming.validation import Limits
@@ -66,7 +66,8 @@ class Report(msgspec.Struct, frozen=True):
     """All that ``report.json`` holds, under the same names. What no journal told is None.
 
     ``events`` are valid interactions, ``scores`` the visible scores of interactions, ``events_processed`` counts repeats after a kill.
-    ``refused``, ``unscored``, ``duplicate_scores``, ``orphan_scores`` and ``earlier_disagreements`` are as in `streaming.scored.ScoredRun`.
+    ``refused``, ``unscored``, ``duplicate_scores``, ``orphan_scores``, ``nonfinite_scores`` and ``earlier_disagreements`` are as in
+    `streaming.scored.ScoredRun`.
     """
 
     events: int
@@ -88,6 +89,7 @@ class Report(msgspec.Struct, frozen=True):
     unscored: int
     duplicate_scores: int
     orphan_scores: int
+    nonfinite_scores: int
     earlier_disagreements: int
     seconds_by_stage: dict[str, float]
     series: Series
@@ -113,7 +115,7 @@ def build_report(
     limits = limits if limits is not None else Limits()
     scale = (limits.rating_min, limits.rating_max)
     run = read_run(log, limits, prefix)
-    scores = {"coldstream": run.score} | {name: test_then_train(peer, run) for name, peer in peers(scale).items()}
+    scores = {"coldstream": run.score} | {name: prequential_scores(peer, run) for name, peer in peers(scale).items()}
     results = {name: evaluate(run, score, window) for name, score in scores.items()}
     results["coldstream"] = msgspec.structs.replace(results["coldstream"], coverage_80=coverage(run))
     for name in scores.keys() - {"coldstream"}:
@@ -148,6 +150,7 @@ def build_report(
         unscored=run.unscored,
         duplicate_scores=run.duplicate_scores,
         orphan_scores=run.orphan_scores,
+        nonfinite_scores=run.nonfinite_scores,
         earlier_disagreements=run.earlier_disagreements,
         seconds_by_stage={stage: round(seconds, 3) for stage, seconds in journal.stages.items()} if journal else {},
         series=series,

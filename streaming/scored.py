@@ -36,11 +36,12 @@ class ScoredRun:
     leaving a partition's own order: an event that carries an earlier time than one before it counts as simultaneous with that one.
 
     ``user`` and ``item`` index ``users`` and ``items``. ``earlier`` is how many events the user had before this one. ``score`` and
-    ``sd`` are NaN where there is none; ``scored`` says whether a score exists.
+    ``sd`` are NaN where there is none; ``scored`` says whether there is a score that is a finite number.
 
     Counts of what should not be: ``duplicate_scores`` (records beyond the first for one event), ``orphan_scores`` (records whose
     source, user or item is not that of a valid event), ``earlier_disagreements`` (scores that state another number of earlier events).
-    ``unscored`` are events that wait. ``refused`` are interactions that are no valid events; ``dead_letters`` the records that say so.
+    ``nonfinite_scores`` are NaN or infinite; their events count as not ``scored``. ``unscored`` are events without any score, which may
+    still come. ``refused`` are interactions that are no valid events; ``dead_letters`` the records that say so.
     """
 
     partition: NDArray[np.int64]
@@ -58,6 +59,7 @@ class ScoredRun:
     scores: int
     duplicate_scores: int
     orphan_scores: int
+    nonfinite_scores: int
     earlier_disagreements: int
     unscored: int
     refused: int
@@ -132,7 +134,7 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
 
     ``limits`` are those the worker had: they decide what is a valid event.
     Raises `UnknownTopic` if one of them does not exist, `Malformed` for a record of ``scores`` that is none, `FormatMismatch` for one of
-    another format, and `LogUnavailable` if the broker stops answering.
+    another format, `OffsetOutOfRange` if retention overtakes the reader, and `LogUnavailable` if the broker stops answering.
     """
     topic = f"{prefix}interactions"
     users, items = _Ids(), _Ids()
@@ -233,8 +235,10 @@ def _join(topic: str, events: _Events, scores: _Scores, users: list[str], items:
     event, first = np.unique(place[found], return_index=True)
     record = in_order[found][first]
     scored, score, sd = np.zeros(n, np.bool_), np.full(n, np.nan), np.full(n, np.nan)
-    scored[event] = True
-    score[event] = np.asarray(scores.score, np.float64)[record]
+    stated = np.asarray(scores.score, np.float64)[record]
+    finite = np.isfinite(stated)
+    scored[event] = finite
+    score[event[finite]] = stated[finite]
     sd[event] = np.asarray(scores.sd, np.float64)[record]
 
     order = _evaluation_order(partition, timestamp)
@@ -254,6 +258,7 @@ def _join(topic: str, events: _Events, scores: _Scores, users: list[str], items:
         scores=len(in_order) + scores.foreign,
         duplicate_scores=int(found.sum()) - len(event),
         orphan_scores=int((~found).sum()) + scores.foreign,
+        nonfinite_scores=int((~finite).sum()),
         earlier_disagreements=int((np.asarray(scores.earlier, np.int64)[record] != earlier[event]).sum()),
         unscored=n - len(event),
         refused=events.refused,

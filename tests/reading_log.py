@@ -1,9 +1,20 @@
-"""The least log that a reader needs: records in lists, read by partitions in turn and in batches that do not fit the readers' own."""
+"""The least log that a reader needs: records in lists, read by partitions in turn and in batches that do not fit the readers' own.
 
-from collections.abc import Iterable, Mapping
+Beside it what fills a log with events and their scores.
+"""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from streaming.codec import encode
 from streaming.errors import UnknownTopic
+from streaming.events import Interaction, Score
 from streaming.log import Bounds, Log, Member, Message, Reader, Record, Topic, TopicPartition, Writer
+from streaming.partitioner import partition_of
+
+T0 = 880_000_000_000
 
 
 class ReadingLog(Log):
@@ -31,7 +42,7 @@ class ReadingLog(Log):
     def committed(self, group: str, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         raise NotImplementedError
 
-    def append(self, messages: Iterable[Message]) -> list[int]:
+    def append(self, messages: Sequence[Message]) -> list[int]:
         offsets = []
         for message in messages:
             tp = TopicPartition(message.topic, message.partition or 0)
@@ -75,3 +86,25 @@ class _Reading(Reader):
         return self.log.bounds([tp])[tp].end if read == len(records) else records[read].offset
 
     def close(self) -> None: ...
+
+
+def a_log(partitions: int = 1, *, gap: int = 0, prefix: str = "") -> ReadingLog:
+    names = ("interactions", "scores")
+    return ReadingLog([*(Topic(prefix + n, partitions) for n in names), Topic(prefix + "dead-letters")], gap=gap)
+
+
+def put(log: Log, event: Interaction, prefix: str = "") -> tuple[str, int, int]:
+    topic = f"{prefix}interactions"
+    partition = partition_of(event.user.encode(), log.topics()[topic].partitions)
+    return topic, partition, log.append([Message(topic, event.user.encode(), msgspec.msgpack.encode(event), partition)])[0]
+
+
+def score_of(event: Interaction, source: tuple[str, int, int], score: float = 3.5, **fields: Any) -> Score:  # noqa: ANN401
+    given: dict[str, Any] = {"sd": 1.0, "model_version": 7, "support_size": 0, "earlier": 0, "step": 0}
+    return Score(event.user, event.item, score, source=source, timestamp=event.timestamp, **(given | fields))
+
+
+def put_score(log: Log, score: Score, prefix: str = "") -> None:
+    log.append(
+        [Message(f"{prefix}scores", score.user.encode(), encode(score), score.source[1] % log.topics()[f"{prefix}scores"].partitions)]
+    )

@@ -97,6 +97,14 @@ def test_a_killed_process_leaves_every_line_it_wrote(tmp_path: Path) -> None:
     assert history.runs == 1
 
 
+def test_each_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    for n in range(3):
+        journal.step(0, n, n + 1, 1)
+        assert read_journal(tmp_path / "j").events_processed == n + 1
+    journal.close()
+
+
 def test_a_line_costs_little(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         costs = []

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from streaming.brokers import open_log
 from streaming.events import Interaction
 from streaming.journal import Journal, read_journal
+from streaming.log import Message
 from streaming.report import build_report, read_report, render_html, render_table, to_json, write_report
+from streaming.topics import topics
 from streaming.validation import Limits
-from tests.reading_log import ReadingLog
-from tests.test_prequential import T0, a_log, put, put_score, score_of
+from tests.reading_log import T0, ReadingLog, a_log, put, put_score, score_of
 
 EVIL = '"><script>alert("$x$")</script>{{ 7 * 7 }}'
 
@@ -123,6 +125,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_everything(tmp_path: Path
     assert "49" not in re.findall(r"\d+", text.split("Settings")[1].split("How to recompute")[0])
     assert not re.search(r"@import|https?://(?!www\.w3\.org/)", text)
     assert page.tags.count("svg") == 5
+    assert "$x$" in text.split("Time by stage")[1].split("<h2")[0], "a stage's name is text, not mathematics"
     assert page.tags.count("title") == 6, "the page's own, and one in each plot for those who cannot see it"
     assert "model.deep.er" in text
     assert len(page.ids) == len(set(page.ids)), "ids of one plot must not be those of another"
@@ -138,6 +141,24 @@ def test_the_same_report_gives_the_same_page_also_after_being_read_back(tmp_path
     back = read_report(tmp_path / "report.json")
     assert to_json(back) == to_json(report)
     assert render_html(back) == (tmp_path / "report.html").read_text()
+
+
+def test_the_embedded_broker_gives_the_same_report(tmp_path: Path) -> None:
+    plain = ReadingLog(topics(partitions=3).values())
+    with open_log(f"embedded:{tmp_path / 'log'}") as embedded:
+        embedded.create(topics(partitions=3).values())
+        rng = np.random.default_rng(1)
+        for place in range(300):
+            event = Interaction(f"u{rng.integers(20)}", f"i{rng.integers(9)}", float(rng.integers(1, 6)), T0 + place)
+            score = float(rng.uniform(1, 5))
+            for log in (plain, embedded):
+                put_score(log, score_of(event, put(log, event), score, earlier=-1))
+        broken = Message("interactions", b"u1", b"not an event", 0)
+        for log in (plain, embedded):
+            log.append([broken, Message("dead-letters", b"u1", b"said so")])
+        report = build_report(embedded, {})
+        assert to_json(report) == to_json(build_report(plain, {}))
+    assert (report.events, report.scores, report.partitions, report.refused, report.dead_letters) == (300, 300, 3, 1, 1)
 
 
 def test_what_should_not_be_is_said_on_the_page() -> None:
