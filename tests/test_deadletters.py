@@ -1,0 +1,35 @@
+"""Dead letters: what they keep of a record that could not be taken."""
+
+from __future__ import annotations
+
+import hashlib
+
+from streaming.codec import decode
+from streaming.deadletters import KEPT_BYTES, dead_letter, dead_letter_message
+from streaming.events import DeadLetter
+from tests.test_validation import record, refused
+
+
+def test_a_dead_letter_tells_what_where_and_why() -> None:
+    value, key = b"\xc1" * 10_000, b"k" * 500_000
+    error = refused(value)
+    letter = dead_letter(record(value, key), error)
+    assert letter == DeadLetter(
+        reason="not-decodable",
+        detail=error.detail,
+        source=("interactions", 0, 17),
+        key=key[:KEPT_BYTES],
+        value=value[:KEPT_BYTES],
+        length=10_000,
+        digest=hashlib.sha256(value).hexdigest(),
+    )
+    message = dead_letter_message("x.dead-letters", record(value, key), error)
+    assert message.topic == "x.dead-letters"
+    assert message.key == key[:KEPT_BYTES], "keyed as it came, but so that it fits"
+    assert decode(message.value, DeadLetter, what="it") == letter
+
+
+def test_a_dead_letter_of_nothing() -> None:
+    letter = dead_letter(record(None, None), refused(None, None))
+    assert (letter.key, letter.value, letter.length, letter.digest) == (None, None, 0, hashlib.sha256(b"").hexdigest())
+    assert dead_letter_message("d", record(None, None), refused(None, None)).key is None
