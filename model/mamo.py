@@ -17,7 +17,7 @@ from model.memory import Memory
 from model.profiles import Profiles
 from model.settings import Feature, FeatureSchema, ModelSettings
 from model.tables import Table
-from model.tasks import Batch
+from model.tasks import Batch, first_seen
 
 SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
@@ -76,8 +76,8 @@ class Mamo:
         self.item_table = Table("item", d + 1, **common)  # type: ignore[arg-type]
         for table in (self.user_table, self.item_table):
             table.values = table.values.to(dtype)
-        self.users = Profiles(user_schema, self.user_table)
-        self.items = Profiles(schema.item, self.item_table)
+        self.users = Profiles(user_schema, self.user_table, remember=settings.max_profiles)
+        self.items = Profiles(schema.item, self.item_table, remember=settings.max_profiles)
 
         generator = torch.Generator().manual_seed(seed)
         phi = self._initial(len(user_schema) * d, len(schema.item) * d, generator)
@@ -149,8 +149,9 @@ class Mamo:
         """Copy out what the batch touches; its row numbers then point into the copies."""
 
         def touched(rows: Tensor, table: Table) -> tuple[list[str], Tensor, Tensor]:
-            unique, inverse = torch.unique(rows, return_inverse=True)
-            return [table.keys[row] for row in unique.tolist()], table.values[unique].requires_grad_(requires_grad), inverse
+            unique, inverse = first_seen(rows.numpy())
+            values = table.values[torch.from_numpy(unique)].requires_grad_(requires_grad)
+            return [table.keys[row] for row in unique.tolist()], values, torch.from_numpy(inverse)
 
         user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
         item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)

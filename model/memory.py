@@ -35,14 +35,19 @@ class Memory:
         cosine = torch.nn.functional.cosine_similarity(looked[:, None], rows[None], dim=-1, eps=1e-8)
         return torch.softmax(temperature * cosine, -1)
 
-    def spread(self) -> float:
-        """How different the rows of M_P are: one less their mean pairwise cosine (0 when all are collinear)."""
+    def row_spread(self) -> float:
+        """How different the rows of M_P are: one less their mean pairwise cosine, 0 when all are collinear."""
         k = len(self.profile)
         if k == 1:
             return 0.0
         unit = torch.nn.functional.normalize(self.profile, dim=1)
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
+
+
+def user_spread(attention: Tensor) -> float:
+    """How different the attention (U, K) of users is: the mean share of it that would have to move for a user to be like the average."""
+    return float((attention - attention.mean(0)).abs().sum(1).mean() / 2)
 
 
 @dataclass

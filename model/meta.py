@@ -1,18 +1,19 @@
 """The outer loop: what a step teaches the global model, and how the global model follows (Eq. 12 and the memory writes of Eq. 5, 6, 8).
 
-A worker calls `learn` on a batch: scores, the gradient of the query loss, and the memory writes, all at one version. A trainer sums the
-gradients of a round and calls `Optimiser.step`. Nothing here depends on who sends what to whom.
+A worker calls `adapt` on a batch of tasks and `differentiate` on the result: scores, the gradient of the query loss and the memory writes,
+all at one version. A trainer sums the gradients of a round and calls `Optimiser.step`. Nothing here depends on who sends what to whom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.mamo import SCALARS, Mamo, Prediction
+from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
 from model.tables import Table
@@ -43,12 +44,33 @@ class Scores:
         self.score = prediction.score.detach().clamp(*scale)
         self.sd = None if prediction.variance is None else prediction.variance.detach().sqrt()
 
+    def pairs(self) -> list[tuple[float, float | None]]:
+        """Score and standard deviation of each task's first query."""
+        score = self.score[:, 0].tolist()
+        return list(zip(score, [None] * len(score) if self.sd is None else self.sd[:, 0].tolist(), strict=True))
+
+
+class Adapted(NamedTuple):
+    """A batch of tasks, adapted and scored; what `differentiate` goes on from."""
+
+    batch: Batch
+    leaves: Leaves
+    prediction: Prediction
+    scores: Scores
+
+
+def adapt(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Adapted:
+    """Adapt each task and score its query. Without ``learning`` no graph is kept, and nothing can be differentiated."""
+    # The inner loop needs gradients of its own, learning or not.
+    with torch.set_grad_enabled(graph := learning or model.settings.inner_steps > 0):
+        leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=graph)
+        prediction = model.forward(leaves, batch)
+    return Adapted(batch, leaves, prediction, Scores(prediction, model.scale))
+
 
 def predict(model: Mamo, tasks: Sequence[Task]) -> Scores:
     """Score the queries of tasks, and learn nothing."""
-    with torch.set_grad_enabled(bool(model.settings.inner_steps)):  # the inner loop needs gradients of its own
-        leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=False)
-        return Scores(model.forward(leaves, batch), model.scale)
+    return adapt(model, tasks, learning=False).scores
 
 
 def query_loss(settings: ModelSettings, prediction: Prediction, batch: Batch) -> Tensor:
@@ -64,36 +86,34 @@ def query_loss(settings: ModelSettings, prediction: Prediction, batch: Batch) ->
     return error * batch.query_mask
 
 
-def learn(model: Mamo, tasks: Sequence[Task], *, write: bool) -> tuple[Scores, Gradient, Writes | None]:
-    """Score the queries of tasks; differentiate their loss; with ``write``, compose one memory write for each user with a support."""
-    leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=True)
-    prediction = model.forward(leaves, batch)
+def differentiate(model: Mamo, adapted: Adapted, *, writers: Collection[str] = ()) -> tuple[Gradient, Writes | None]:
+    """The gradient of the summed query loss, and the composed memory writes of ``writers``, each of which needs a support."""
+    batch, leaves, prediction, _ = adapted
     loss = query_loss(model.settings, prediction, batch).sum()
-    at_users = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if write else []
+    at_users = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if writers else []
     inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *at_users]
     gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
     of_users = [gradients.pop() for _ in at_users][::-1]
-    of_items, of_user_rows = gradients.pop(), gradients.pop()
+    of_item_rows, of_user_rows = gradients.pop(), gradients.pop()
     gradient = Gradient(
         queries=int(batch.query_mask.sum()),
         vector=torch.cat([part.flatten() for part in gradients]),
-        rows={"user": RowGradients(leaves.user_keys, of_user_rows), "item": RowGradients(leaves.item_keys, of_items)},
+        rows={"user": RowGradients(leaves.user_keys, of_user_rows), "item": RowGradients(leaves.item_keys, of_item_rows)},
     )
-    writes = compose_writes(model, batch, prediction, of_users) if write and model.settings.memory != "off" else None
-    return Scores(prediction, model.scale), gradient, writes
+    writes = compose_writes(model, batch, prediction, of_users, writers) if writers and model.settings.memory != "off" else None
+    return gradient, writes
 
 
-def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, gradients: list[Tensor]) -> Writes:
-    """One write for each user that has a support, in the order of their first task, composed.
+def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, gradients: list[Tensor], writers: Collection[str]) -> Writes:
+    """One write for each of ``writers``, in the order of their first task, composed.
 
     ``gradients`` are those of the query loss at ``prediction.theta_u`` and ``prediction.mixing``, by user or by task. The gradient of
     Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of the user's last task.
     """
     settings, memory = model.settings, model.memory
     writes = Writes.nothing(memory)
-    task_of = batch.user_of.tolist()
     supported = batch.support_mask.any(1).tolist()
-    last = {user: task for task, user in enumerate(task_of) if supported[task]}
+    last = {user: task for task, user in enumerate(batch.user_of.tolist()) if supported[task] and batch.users[user] in writers}
     by_user = torch.zeros(len(batch.users), dtype=model.dtype).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)
     flat = torch.cat([gradient.flatten(1) for gradient in gradients[: len(prediction.theta_u)]], 1)
     if settings.adapts_inner_layers:
@@ -137,12 +157,19 @@ def total(gradients: Sequence[Gradient]) -> Gradient:
     return Gradient(sum(gradient.queries for gradient in gradients), vector, rows)
 
 
+CLOCK = 1 << 23
+"""Steps are remembered modulo this, which float32 holds exactly."""
+
+
 class Optimiser:
     """Eq. 12: phi follows the gradient of a round, by plain steps (SGD) or by Adam (Kingma and Ba, 2015).
 
-    Rows that the gradient does not touch are not updated, so that a step costs what the round holds and not what the catalogue holds:
-    their moments wait, and decay applies when they are touched. ``count`` is the number of steps made, Adam's t. ``moments`` are
-    the running first and second moments of phi (2, size) and, in a table beside each embedding table, of its rows (first | second).
+    A step costs what the round holds, not what the catalogue holds: a row that the gradient does not touch is left alone, and once it is
+    touched it catches up with what Adam would have done meanwhile. Its second moment has decayed by b2 a step; L2 decay has pulled it to 0
+    at the rate that this moment allows. Its momentum would have been spent, so rows have none: a gradient acts at once and in full.
+
+    ``count`` is the number of steps made, Adam's t. ``moments`` (2, size) are those of phi; ``row_moments`` holds, in a table beside each
+    embedding table, the second moment of each row and the step at which it was last touched.
     """
 
     def __init__(self, model: Mamo, *, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -152,24 +179,26 @@ class Optimiser:
         self.count = 0
         self.moments = model.vector.new_zeros(2, len(model.vector))
         self.row_moments = {
-            name: Table(f"{name}.moments", 2 * table.width, deviation=0, zero_from=0, seed=0, max_rows=2**62, overflow_rows=1)
+            name: Table(f"{name}.moments", table.width + 1, deviation=0, zero_from=0, seed=0, max_rows=2**62, overflow_rows=1)
             for name, table in model.tables.items()
         }
         for name, table in self.row_moments.items():
             table.values = table.values.to(model.tables[name].values.dtype)
 
-        def spread(scalars: float, prior: float, networks: float) -> Tensor:
-            return torch.cat(
-                [
-                    torch.full((value.numel(),), scalars if name in SCALARS else prior if name.startswith("prior.") else networks)
-                    for name, value in model.phi.items()
-                ]
-            ).to(model.vector.dtype)
+        self.rates = self._by_name(settings.network_rate, prior=settings.learning_rate, rating=settings.learning_rate)
+        for name in SCALARS:
+            self._fill(self.rates, name, settings.mean_rate if name == "mean" else settings.scalar_rate)
+        self.decays = self._by_name(0.0, prior=settings.prior_decay)
+        self._fill(self.decays, "log_prior", settings.prior_decay)
 
-        self.rates = spread(settings.scalar_rate, settings.learning_rate, settings.learning_rate)
-        self.decays = spread(0.0, settings.prior_decay, 0.0)
-        if "log_prior" in model.phi:
-            model.of_vector(self.decays)["log_prior"].fill_(settings.prior_decay)
+    def _by_name(self, default: float, **of_network: float) -> Tensor:
+        """A number for each number of phi: that of its network (the name's first part), or the default."""
+        parts = [torch.full((value.numel(),), of_network.get(name.split(".")[0], default)) for name, value in self.model.phi.items()]
+        return torch.cat(parts).to(self.model.dtype)
+
+    def _fill(self, vector: Tensor, name: str, value: float) -> None:
+        if name in self.model.phi:
+            self.model.of_vector(vector)[name].fill_(value)
 
     def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, list[str]]:
         """One optimiser step and the memory writes of a round; returns the keys of the rows that changed, by table.
@@ -179,31 +208,51 @@ class Optimiser:
         model, settings = self.model, self.model.settings
         self.count += 1
         scale = 1 / max(1, gradient.queries) if settings.reduction == "mean" else 1.0
-        vector, self.moments = self._follow(model.vector, gradient.vector * scale, self.moments, self.rates, self.decays)
-        model.set_vector(vector)
+        model.set_vector(self._follow(model.vector, gradient.vector * scale))
         changed = {}
         for name, part in gradient.rows.items():
             table, moments = model.tables[name], self.row_moments[name]
+            rows = table.admit(part.keys)
             # Keys past the table's bound share a row, and their gradients add up.
-            unique, place = torch.unique(torch.tensor(table.admit(part.keys), dtype=torch.int64), return_inverse=True)
-            summed = part.values.new_zeros(len(unique), table.width).index_add_(0, place, part.values)
-            keys = [table.keys[row] for row in unique.tolist()]
+            place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+            unique = torch.tensor(list(place), dtype=torch.int64)
+            summed = part.values.new_zeros(len(unique), table.width)
+            summed.index_add_(0, torch.tensor([place[row] for row in rows], dtype=torch.int64), part.values)
+            keys = [table.keys[row] for row in place]
             at = torch.tensor(moments.admit(keys), dtype=torch.int64)
-            before = moments.values[at].view(len(at), 2, table.width).transpose(0, 1)
-            rate, decay = torch.tensor(settings.learning_rate), torch.tensor(settings.weight_decay)
-            table.values[unique], after = self._follow(table.values[unique], summed * scale, before, rate, decay)
-            moments.values[at] = after.transpose(0, 1).reshape(len(at), -1)
+            table.values[unique], moments.values[at] = self._follow_rows(table.values[unique], summed * scale, moments.values[at])
             changed[name] = keys
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed
 
-    def _follow(self, value: Tensor, gradient: Tensor, moments: Tensor, rate: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = gradient + decay * value
+    def _follow(self, value: Tensor, gradient: Tensor) -> Tensor:
+        gradient = gradient + self.decays * value
         if self.model.settings.optimiser == "sgd":
-            return value - rate * gradient, moments
+            return value - self.rates * gradient
         b1, b2 = self.betas
-        first = torch.lerp(gradient, moments[0], b1)
-        second = torch.lerp(gradient.square(), moments[1], b2)
+        first = torch.lerp(gradient, self.moments[0], b1)
+        second = torch.lerp(gradient.square(), self.moments[1], b2)
+        self.moments = torch.stack([first, second])
         unbiased = (second / (1 - b2**self.count)).sqrt() + 1e-8
-        return value - rate / (1 - b1**self.count) * first / unbiased, torch.stack([first, second])
+        return value - self.rates / (1 - b1**self.count) * first / unbiased
+
+    def _follow_rows(self, value: Tensor, gradient: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (m, width) and their moments (m, width + 1) after a step."""
+        settings, b2 = self.model.settings, self.betas[1]
+        rate, decay = settings.row_rate, settings.weight_decay
+        if settings.optimiser == "sgd":
+            return value - rate * (gradient + decay * value), moments
+        second, touched = moments[:, :-1], moments[:, -1:]
+        waited = (self.count - touched) % CLOCK
+        second = second * b2**waited
+        known = touched > 0
+        # While it waited, decay pulled by rate * decay * value / sqrt(second) a step, and by rate at the most, as Adam's steps are bounded.
+        before = (second / (1 - b2**self.count)).sqrt()
+        pull = torch.minimum(rate * decay * waited / (before + 1e-8), torch.ones_like(before)) * value.abs()
+        pull = torch.minimum(pull, rate * waited) * known
+        value = value - pull * value.sign()
+        second = second + (1 - b2) * gradient.square()
+        step = rate * gradient / ((second / (1 - b2**self.count)).sqrt() + 1e-8)
+        stamp = torch.full_like(touched, self.count % CLOCK)
+        return value - step, torch.cat([second, stamp], 1)

@@ -17,7 +17,7 @@ class Profiles:
     """The profiles of one side and the rows of the embedding table that each is made of.
 
     Encoded profiles are remembered by place, as row numbers (places, slots) and weights of the same shape; features follow each other
-    in the schema's order, each in its own slots. ``remember`` bounds how many.
+    in the schema's order, each in its own slots. ``remember`` bounds how many profiles and places are held.
     """
 
     def __init__(self, schema: Mapping[str, Feature], table: Table, *, remember: int = 1_000_000) -> None:
@@ -25,6 +25,7 @@ class Profiles:
         self.table = table
         self.remember = remember
         self.features: dict[str, Mapping[str, Value]] = {}
+        self.refused = 0
         self.spans: list[tuple[int, int]] = []
         start = 0
         for feature in schema.values():
@@ -40,11 +41,16 @@ class Profiles:
         self._layout = self.table.layout
 
     def set(self, key: str, features: Mapping[str, Value] | None) -> None:
-        """Take a new or changed profile; None drops it. In effect from the next `places` on."""
+        """Take a new or changed profile; None drops it. In effect from the next `places` on.
+
+        Beyond ``remember`` profiles a new one is refused and counted: its owner is served as one without a profile.
+        """
         if features is None:
             self.features.pop(key, None)
-        else:
+        elif key in self.features or len(self.features) < self.remember:
             self.features[key] = features
+        else:
+            self.refused += 1
         if (place := self._places.get(key)) is not None:
             self._write(place, key)
 
@@ -75,12 +81,13 @@ class Profiles:
         return found
 
     def _write(self, place: int, key: str) -> None:
-        self._rows[place] = 0
         self._weights[place] = 0
-        for (start, _), entries in zip(self.spans, self.entries(key), strict=True):
-            for slot, (row, entry) in enumerate(zip(self.table.lookup(entry.key for entry in entries), entries, strict=True), start):
-                self._rows[place, slot] = row
-                self._weights[place, slot] = entry.weight
+        for (start, end), entries in zip(self.spans, self.entries(key), strict=True):
+            rows = self.table.lookup(entry.key for entry in entries)
+            # A slot without a value repeats the first row at weight 0, so that nothing but what the profile names is ever touched.
+            self._rows[place, start:end] = rows[0]
+            self._rows[place, start : start + len(rows)] = rows
+            self._weights[place, start : start + len(rows)] = [entry.weight for entry in entries]
 
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """Row numbers and weights of places, both of shape (len(places), slots)."""

@@ -88,6 +88,9 @@ class ModelSettings(BaseModel):
         le=100_000_000,
         description="ids or values that one embedding table holds; those past it share overflow rows [rows]",
     )
+    max_profiles: int = Field(
+        default=2_000_000, ge=1, le=100_000_000, description="profiles held of each side; those past it count as missing [profiles]"
+    )
     overflow_rows: int = Field(default=64, ge=1, le=65536, description="rows shared by the ids and values past max_rows [rows]")
 
     # Switches of the ablation
@@ -110,7 +113,7 @@ class ModelSettings(BaseModel):
         default=4.0, gt=0, description="precision of each weight of the last layer at the start, learned from there"
     )
     recency: float = Field(
-        default=0.0,
+        default=0.3,
         ge=0,
         le=5,
         description="at the start, how fast a rating loses weight with k newer ones, (1 + k)^-recency; 0 is not at all",
@@ -135,7 +138,10 @@ class ModelSettings(BaseModel):
     )
     optimiser: Literal["sgd", "adam"] = Field(default="adam", description="how phi follows its gradient")
     learning_rate: float = Field(default=0.001, gt=0, le=10, description="lambda of Eq. 12")
-    scalar_rate: float = Field(default=0.001, gt=0, le=10, description="lambda of the scalars: mean, precisions, gates")
+    network_rate: float = Field(default=0.0001, ge=0, le=10, description="lambda of the user and item networks")
+    row_rate: float = Field(default=0.001, gt=0, le=10, description="lambda of the rows of embedding tables")
+    scalar_rate: float = Field(default=0.003, gt=0, le=10, description="lambda of precisions, recency and gate")
+    mean_rate: float = Field(default=0.01, gt=0, le=10, description="lambda of the mean rating, which starts at the middle of the scale")
     weight_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of embedding rows and item biases")
     prior_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of the networks")
     reduction: Literal["mean", "sum"] = Field(
@@ -203,7 +209,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "loss": "squared",
             "optimiser": "sgd",
             "learning_rate": 0.01,
+            "network_rate": 0.01,
+            "row_rate": 0.01,
             "scalar_rate": 0.01,
+            "mean_rate": 0.01,
             "weight_decay": 0.0,
             "prior_decay": 0.0,
             "reduction": "sum",

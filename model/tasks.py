@@ -47,6 +47,18 @@ class Batch(NamedTuple):
     query_mask: Tensor  # (B, q)
 
 
+def first_seen(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values in the order in which they first come, and where each value stands among them.
+
+    The order depends on the batch alone, not on what this process saw before: sums then round alike after a restart.
+    """
+    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return unique[order], place[inverse].reshape(values.shape)
+
+
 def collate(tasks: Sequence[Task], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
     """Make one batch of tasks, padded to the longest support and query."""
     users.begin()
@@ -61,7 +73,7 @@ def collate(tasks: Sequence[Task], users: Profiles, items: Profiles, dtype: torc
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
     places = items.places([item for task in tasks for item in task.support_items])
     asked = items.places([item for task in tasks for item in task.query_items])
-    unique, inverse = np.unique(np.array(places + asked, np.int64), return_inverse=True)
+    unique, inverse = first_seen(np.array(places + asked, np.int64))
     item_rows, item_weights = items.encoded(unique)
 
     def padded(values: Sequence[float] | np.ndarray, mask: np.ndarray, kind: type) -> Tensor:

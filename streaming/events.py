@@ -146,7 +146,8 @@ class Version(msgspec.Struct, frozen=True):
     """A model version: the values that changed since ``parent``, absolute, the optimiser's state among them.
 
     ``folded`` is the offset after the last update folded, for each partition of ``updates``. ``settings`` is the digest of the
-    settings that the values depend on. A snapshot is a version without a parent, which holds every value.
+    settings that the values depend on. A snapshot is a version without a parent, which holds every value; its ``position`` is an offset of
+    ``model`` from which all later versions can be read. ``events`` counts the queries folded since the parent, ``made_at`` is in milliseconds.
     """
 
     version: int
@@ -157,6 +158,7 @@ class Version(msgspec.Struct, frozen=True):
     rows: dict[str, Rows]
     events: int
     made_at: int
+    position: int = 0
     format: int = FORMAT
 
 

@@ -1,0 +1,117 @@
+"""Lockstep: worker and trainer by turns in one process, so that a run is a function of log, settings and seed.
+
+Micro-batches are the next ``worker.micro_batch`` offsets of a partition, never cut by time. The trainer folds all of a step's updates
+before the next step, and the worker takes on the version that comes of it. Killed anywhere and started again, the run goes on where its
+last commit ended: the trainer first folds what a killed run left, and then the same steps follow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from streaming.log import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumers.stop import Stop
+    from consumers.system import System
+    from consumers.trainer import Trainer
+    from consumers.worker import Worker
+    from streaming.journal import Journal
+    from streaming.log import Reader, Record
+    from streaming.metrics import StepReport
+
+JOURNAL_EVERY = 64
+"""Steps between two notes of times and attention in the run journal."""
+WAIT_SECONDS = 0.5
+
+
+class Progress(NamedTuple):
+    """How far a run is: offsets done and to do at present, and the step just made."""
+
+    done: int
+    total: int
+    step: StepReport
+
+
+def run(
+    system: System,
+    stop: Stop,
+    *,
+    until_end: bool,
+    limit: int | None = None,
+    journal: Journal | None = None,
+    on_step: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """Run in lockstep until stopped, or with ``until_end`` until every interaction now in the log is scored.
+
+    Without ``until_end`` a micro-batch that is not full is waited for; at the end it is taken as it is. ``limit`` ends every partition
+    at this offset, as if no more were there.
+    """
+    trainer, worker = system.trainer(), system.worker()
+    topic = system.topics["interactions"]
+    partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+    fold(trainer, worker)
+    worker.tables.assign(range(topic.partitions))
+    worker.tables.advance(system.health.beat)
+    reader = system.log.reader()
+    reader.assign({tp: worker.open(tp.partition, system.health.beat) for tp in partitions})
+    system.health.assigned(topic.partitions)
+    system.health.restored()
+    size, steps = system.settings.worker.micro_batch, 0
+    with reader:
+        while not stop:
+            system.health.beat()
+            ends = {tp: min(bound.end, limit or bound.end) for tp, bound in system.log.bounds(partitions).items()}
+            left = {tp: ends[tp] - reader.position(tp) for tp in partitions}
+            ready = [tp for tp in partitions if left[tp] >= (1 if until_end else size)]
+            system.metrics.observe_lag({tp.partition: count for tp, count in left.items()})
+            system.health.waiting(sum(left[tp] for tp in ready))
+            if not ready:
+                if until_end:
+                    break
+                stop.wait(WAIT_SECONDS)
+                continue
+            for tp in ready:
+                if stop:
+                    break
+                with system.metrics.stage("poll"):
+                    records = read(reader, min(size, left[tp]), tp)
+                worker.tables.advance()
+                if journal is not None:
+                    journal.step(tp.partition, records[0].offset, records[-1].offset + 1, len(records))
+                report = worker.step(tp.partition, records, system.settings.group_id)
+                fold(trainer, worker)
+                system.health.committed()
+                system.health.beat()
+                steps += 1
+                done = sum(reader.position(each) for each in partitions)
+                if journal is not None and steps % JOURNAL_EVERY == 0:
+                    note(journal, system, worker, done)
+                on_step(Progress(done, sum(ends.values()), report))
+        if journal is not None:
+            note(journal, system, worker, sum(reader.position(tp) for tp in partitions))
+
+
+def read(reader: Reader, size: int, tp: TopicPartition) -> list[Record]:
+    """The next ``size`` records of a partition, or all that are left."""
+    records = reader.poll(size, only=[tp])
+    while len(records) < size and (more := reader.poll(size - len(records), only=[tp])):
+        records += more
+    return records
+
+
+def fold(trainer: Trainer, worker: Worker) -> None:
+    """Let the trainer fold all updates, and the worker take on what comes of them."""
+    while trainer.step():
+        pass
+    with worker.metrics.stage("adopt"):
+        worker.versions.advance()
+
+
+def note(journal: Journal, system: System, worker: Worker, done: int) -> None:
+    """Write times and attention down in the run journal."""
+    users, rows = worker.attention
+    journal.stages({str(stage): seconds for stage, seconds in system.metrics.stage_seconds.items()})
+    journal.note("attention", {"events": done, "spread_users": users, "spread_rows": rows})

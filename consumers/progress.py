@@ -1,0 +1,62 @@
+"""The progress bar of a run: events/s, running error, time left. Off a terminal, a line now and then."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from streaming.metrics import RunningError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from consumers.lockstep import Progress as Step
+
+LINE_SECONDS = 15.0
+
+
+class StepBar:
+    """Shows the steps of a run; used with ``with``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._error = RunningError(half_life=5000)
+        self._began = self._told = time.monotonic()
+        self._events = 0
+        self._bar = Progress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]:,.0f} events/s"),
+            TextColumn("running MAE {task.fields[mae]:.4f}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("run", total=1, rate=0.0, mae=float("nan"))
+
+    def step(self, progress: Step) -> None:
+        """Take in a step."""
+        for error in progress.step.errors:
+            self._error.update(error)
+        self._events += progress.step.events
+        now = time.monotonic()
+        rate = self._events / max(now - self._began, 1e-9)
+        self._bar.update(self._task, completed=progress.done, total=progress.total, rate=rate, mae=self._error.mae())
+        if not self._console.is_terminal and (now - self._told > LINE_SECONDS or progress.done == progress.total):
+            self._told = now
+            self._console.print(
+                f"{progress.done:,}/{progress.total:,} events, {rate:,.0f} events/s, running MAE {self._error.mae():.4f}", highlight=False
+            )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._began = self._told = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

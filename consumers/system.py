@@ -1,0 +1,75 @@
+"""From settings to the parts of a running system: model, worker, trainer, and what watches them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+import structlog
+import torch
+
+from consumers.opening import connect, topics_of
+from consumers.trainer import Trainer
+from consumers.versions import Versions
+from consumers.worker import Worker
+from model.mamo import Mamo
+from model.meta import Optimiser
+from streaming.health import Endpoint, Health
+from streaming.metrics import Metrics
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from consumers.settings import Settings
+    from streaming.log import Log
+
+logger = structlog.get_logger()
+
+
+def new_model(settings: Settings) -> Mamo:
+    """Version 0 of the model: what settings and seed make of it."""
+    scale = (settings.rating.minimum, settings.rating.maximum)
+    return Mamo(settings.model, settings.feature_schema, scale, seed=settings.seed)
+
+
+class System:
+    """What the processes share: the log with its topics, metrics and health. A context manager; leaving it closes all."""
+
+    def __init__(self, settings: Settings, *, log: Log | None = None) -> None:
+        self.settings = settings
+        torch.set_num_threads(settings.cores())
+        self._stack = ExitStack()
+        self.topics = topics_of(settings)
+        self.log = log or self._stack.enter_context(connect(settings, create=True))
+        self.log.create(self.topics.values())
+        self.metrics = Metrics()
+        self.health = Health()
+        if settings.metrics.enabled:
+            endpoint = self._stack.enter_context(Endpoint(self.metrics.registry, self.health, settings.metrics.host, settings.metrics.port))
+            logger.info("metrics and health", address=endpoint.url)
+
+    def worker(self) -> Worker:
+        """A worker at the newest model version, without partitions yet."""
+        model = new_model(self.settings)
+        names = {name: topic.name for name, topic in self.topics.items()}
+        versions = Versions(self.log, names, self.settings.digest(), model)
+        worker = Worker(self.log, self.settings, self.topics, model, versions, self.metrics)
+        self._stack.callback(worker.close)
+        self.health.loaded(versions.version)
+        return worker
+
+    def trainer(self) -> Trainer:
+        """The trainer, at the newest model version."""
+        model = new_model(self.settings)
+        trainer = Trainer(self.log, self.settings, self.topics, model, Optimiser(model), self.metrics)
+        self._stack.callback(trainer.close)
+        self.health.loaded(trainer.version)
+        return trainer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.health.fail(str(error))
+        self._stack.close()

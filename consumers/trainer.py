@@ -1,0 +1,186 @@
+"""The trainer: folds what the workers' steps teach into the next versions of the model.
+
+`Trainer.step` is the whole of it. It commits the new version and, in it, how far the updates are folded; so an update is folded once,
+however often the trainer is killed: the last version says where to go on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+import torch
+
+from consumers.versions import Versions
+from consumers.wire import gradient_from_wire, rows_to_wire, to_wire, writes_from_wire
+from model import checkpoint
+from model.meta import total
+from streaming.chunks import Joiner, split
+from streaming.codec import decode, encode
+from streaming.errors import ChunkError
+from streaming.events import Update, Version
+from streaming.log import Message, TopicPartition
+
+if TYPE_CHECKING:
+    from consumers.settings import Settings
+    from model.mamo import Mamo
+    from model.memory import Writes
+    from model.meta import Gradient, Optimiser
+    from streaming.log import Log, Topic
+    from streaming.metrics import Metrics
+
+READ_AT_ONCE = 64
+"""Update records read in one go: each can be a megabyte."""
+
+SLOTS = 2
+"""Snapshots kept: a slot is written over only once the other holds a complete, newer one."""
+
+logger = structlog.get_logger()
+
+
+class Lesson(NamedTuple):
+    """An update as it is folded."""
+
+    kind: str
+    version: int
+    gradient: Gradient
+    writes: Writes | None
+
+
+class Trainer:
+    """Reads updates, keeps the model and its optimiser, and writes versions and snapshots. Opening it fences any other trainer."""
+
+    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], model: Mamo, optimiser: Optimiser, metrics: Metrics) -> None:
+        self.log = log
+        self.settings = settings
+        self.topics = {name: topic.name for name, topic in topics.items()}
+        self.chunk_bytes = topics["model"].max_record_bytes - 64
+        self.model = model
+        self.optimiser = optimiser
+        self.metrics = metrics
+        # The writer first: from here on no other trainer can add a version to those read next.
+        self.writer = log.writer(f"{settings.group_id}-trainer")
+        self.versions = Versions(log, self.topics, settings.digest(), model, optimiser)
+        self.version = self.versions.version
+        self.folded = dict(self.versions.folded)
+        self._snapshot = self.versions.snapshot
+        self._joiner = Joiner()
+        self._reader = log.reader()
+        partitions = [TopicPartition(self.topics["updates"], number) for number in range(topics["updates"].partitions)]
+        bounds = log.bounds(partitions)
+        self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
+
+    def _start(self, tp: TopicPartition, first_kept: int) -> int:
+        folded = self.folded.get(tp.partition, 0)
+        if folded < first_kept:
+            logger.warning("updates lost to retention", topic=tp.topic, partition=tp.partition, folded=folded, first_kept=first_kept)
+        return max(folded, first_kept)
+
+    def step(self, timeout: float = 0.0) -> int:
+        """Fold the updates that are there into new versions and commit the last of them; returns how many updates were folded.
+
+        Updates are taken by partition and offset, ``trainer.round_updates`` to a version. Versions between the last one committed and
+        this one are seen by nobody, so they are not written.
+        """
+        stage = self.metrics.stage
+        with stage("poll"):
+            lessons = self._read(timeout)
+        if not lessons:
+            return 0
+        with stage("fold"):
+            kept, dropped = self._choose(lessons)
+            changed: dict[str, dict[str, None]] = {name: {} for name in self.model.tables}
+            parent, version = self.version, self.version
+            size = self.settings.trainer.round_updates
+            for group in (kept[start : start + size] for start in range(0, len(kept), size)):
+                version += 1
+                for name, keys in self.optimiser.step(total([lesson.gradient for lesson in group]), composed(group)).items():
+                    changed[name].update(dict.fromkeys(keys))
+        with stage("encode"):
+            queries = sum(lesson.gradient.queries for lesson in kept)
+            made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries)
+            parts = split(encode(made), self.chunk_bytes)
+            messages = [Message(self.topics["model"], b"%d" % made.version, part, 0) for part in parts]
+            messages += self._snapshot_if_due(made)
+        with stage("commit"):
+            self.writer.commit(messages)
+        self.version = made.version
+        query = sum(lesson.kind == "query" for lesson in kept)
+        self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=dropped)
+        self.metrics.observe_version(made.version, made.made_at)
+        return len(kept)
+
+    def _read(self, timeout: float) -> list[Lesson]:
+        """The whole updates that are there, in order of partition and offset; ``folded`` then is the position after them."""
+        lessons: list[Lesson] = []
+        while not lessons and (records := self._reader.poll(READ_AT_ONCE, timeout)):
+            for record in sorted(records, key=lambda record: (record.partition, record.offset)):
+                try:
+                    value = self._joiner.feed(record)
+                except ChunkError as error:
+                    # Only where retention cut into an update: its rest is passed over, and said.
+                    logger.warning("part of an update lost", error=str(error))
+                    continue
+                if value is None:
+                    continue
+                update = decode(value, Update, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
+                gradient = gradient_from_wire(update.events, update.tensors, update.rows)
+                lessons.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes)))
+                self.folded[record.partition] = record.offset + 1
+        return lessons
+
+    def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], int]:
+        """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning."""
+        oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
+        kept = [lesson for lesson in lessons if lesson.version >= oldest and finite(lesson.gradient)]
+        if len(kept) < len(lessons):
+            logger.warning("updates dropped", dropped=len(lessons) - len(kept), version=self.version)
+        return kept, len(lessons) - len(kept)
+
+    def _version(self, version: int, parent: int | None, state: checkpoint.State, events: int, position: int = 0) -> Version:
+        return Version(
+            version=version,
+            parent=parent,
+            folded=dict(self.folded),
+            settings=self.versions.digest,
+            tensors={name: to_wire(tensor) for name, tensor in state.tensors.items()},
+            rows=rows_to_wire(state.rows),
+            events=events,
+            made_at=time.time_ns() // 1_000_000,
+            position=position,
+        )
+
+    def _snapshot_if_due(self, made: Version) -> list[Message]:
+        """A snapshot of the version, in the slot whose turn it is, once ``trainer.snapshot_every`` versions have passed."""
+        every = self.settings.trainer.snapshot_every
+        if made.version // every == self._snapshot // every:
+            return []
+        tp = TopicPartition(self.topics["model"], 0)
+        # The version itself follows in the same commit, so later ones stand behind the present end.
+        end = self.log.bounds([tp])[tp].end
+        whole = self._version(made.version, None, checkpoint.export(self.model, self.optimiser), made.events, end)
+        slot = made.version // every % SLOTS
+        self._snapshot = made.version
+        parts = split(encode(whole), self.chunk_bytes)
+        return [Message(self.topics["snapshots"], b"%d/%06d" % (slot, number), part, 0) for number, part in enumerate(parts)]
+
+    def close(self) -> None:
+        """Release readers and the writer."""
+        self._reader.close()
+        self.versions.close()
+        self.writer.close()
+
+
+def composed(lessons: list[Lesson]) -> Writes | None:
+    """The memory writes of a round as one, in order."""
+    writes = None
+    for lesson in lessons:
+        if lesson.writes is not None:
+            writes = lesson.writes if writes is None else writes.then(lesson.writes)
+    return writes
+
+
+def finite(gradient: Gradient) -> bool:
+    """Whether no number of a gradient is infinite or NaN."""
+    return all(bool(torch.isfinite(values).all()) for values in (gradient.vector, *(part.values for part in gradient.rows.values())))

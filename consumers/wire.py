@@ -1,0 +1,56 @@
+"""Between the model's tensors and the records that carry them."""
+
+from __future__ import annotations
+
+import torch
+
+from model.checkpoint import State
+from model.memory import Writes
+from model.meta import Gradient, RowGradients
+from streaming import codec
+from streaming.events import Rows, Tensor
+
+
+def to_wire(tensor: torch.Tensor) -> Tensor:
+    """A tensor as it travels."""
+    return codec.tensor(tensor.detach().numpy())
+
+
+def from_wire(tensor: Tensor) -> torch.Tensor:
+    """The tensor that travelled. Raises `Malformed` where bytes, shape and dtype disagree."""
+    # A copy, for what was read is read-only and torch writes in place.
+    return torch.from_numpy(codec.array(tensor).copy())
+
+
+def rows_to_wire(rows: dict[str, tuple[list[str], torch.Tensor]]) -> dict[str, Rows]:
+    """Rows by table as they travel."""
+    return {name: Rows(keys, to_wire(values)) for name, (keys, values) in rows.items()}
+
+
+def gradient_to_wire(gradient: Gradient) -> tuple[dict[str, Tensor], dict[str, Rows]]:
+    """Tensors and rows of an `Update`."""
+    return {"phi": to_wire(gradient.vector)}, rows_to_wire({name: (part.keys, part.values) for name, part in gradient.rows.items()})
+
+
+def gradient_from_wire(queries: int, tensors: dict[str, Tensor], rows: dict[str, Rows]) -> Gradient:
+    """The gradient that an `Update` carries."""
+    parts = {name: RowGradients(part.ids, from_wire(part.values)) for name, part in rows.items()}
+    return Gradient(queries, from_wire(tensors["phi"]), parts)
+
+
+def writes_to_wire(writes: Writes | None) -> dict[str, Tensor]:
+    """Memory writes as they travel; empty where there are none."""
+    return {} if writes is None else {name: to_wire(tensor) for name, tensor in writes.tensors().items()}
+
+
+def writes_from_wire(writes: dict[str, Tensor]) -> Writes | None:
+    """The memory writes that an `Update` carries."""
+    return Writes(**{name: from_wire(tensor) for name, tensor in writes.items()}) if writes else None
+
+
+def state_from_wire(tensors: dict[str, Tensor], rows: dict[str, Rows]) -> State:
+    """The values that a `Version` carries."""
+    return State(
+        {name: from_wire(tensor) for name, tensor in tensors.items()},
+        {name: (part.ids, from_wire(part.values)) for name, part in rows.items()},
+    )

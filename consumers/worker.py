@@ -1,0 +1,314 @@
+"""The worker: scores every event from its user's own adapted model before anything is learned from it.
+
+`Worker.step` is the whole of it; read that first. A step is one micro-batch of one partition, and one transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from consumers.tables import ProfileTables
+from consumers.versions import Versions
+from consumers.wire import gradient_to_wire, writes_to_wire
+from model.memory import user_spread
+from model.meta import adapt, differentiate
+from model.tasks import Task
+from streaming.chunks import split
+from streaming.codec import decode, encode
+from streaming.deadletters import dead_letter_message
+from streaming.errors import LogError, Malformed
+from streaming.events import Position, Score, Update
+from streaming.log import Message, TopicPartition
+from streaming.metrics import StepReport
+from streaming.support import POSITION_KEY, SupportSets
+from streaming.validation import decode_interaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from consumers.settings import Settings
+    from model.mamo import Mamo
+    from model.memory import Writes
+    from model.meta import Gradient
+    from streaming.events import Interaction, Source, Support
+    from streaming.log import Assignment, Log, Record, Topic, Writer
+    from streaming.metrics import Metrics
+
+
+class Taken(NamedTuple):
+    """A valid event of a step, with what its user had before it."""
+
+    interaction: Interaction
+    source: Source
+    support: Support | None
+    task: Task
+
+
+class Lesson(NamedTuple):
+    """A gradient for the trainer."""
+
+    kind: Literal["query", "rehearsal"]
+    gradient: Gradient
+
+
+class Learned(NamedTuple):
+    """What a step made of its events: a score (and its standard deviation) for each, and what the model should learn."""
+
+    scores: list[tuple[float, float | None]]
+    lessons: list[Lesson]
+    writes: Writes | None
+    writers: int
+
+
+class Partition(NamedTuple):
+    """A partition that this worker holds: its writer, whose opening fenced any earlier owner, and its users' state."""
+
+    number: int
+    writer: Writer
+    support: SupportSets
+
+
+class Worker:
+    """Holds partitions, a model version and profiles; turns micro-batches of records into committed steps."""
+
+    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], model: Mamo, versions: Versions, metrics: Metrics) -> None:
+        self.log = log
+        self.settings = settings
+        self.topics = {name: topic.name for name, topic in topics.items()}
+        self.model = model
+        self.versions = versions
+        self.metrics = metrics
+        self.limits = settings.event_limits()
+        self.partitions = topics["interactions"].partitions
+        self.chunk_bytes = topics["updates"].max_record_bytes - 64
+        self.tables = ProfileTables(log, topics, model, self.limits, settings.group_id)
+        self.held: dict[int, Partition] = {}
+        self.attention = (0.0, 0.0)
+        """Spread of attention over users and of the rows of M_P, as last seen."""
+        self._unknown_fields = 0
+
+    def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
+        """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
+        # The writer first: from here on no earlier owner can move the committed offset.
+        writer = self.log.writer(f"{self.settings.group_id}-{number}")
+        source = TopicPartition(self.topics["interactions"], number)
+        start = self.log.committed(self.settings.group_id, [source]).get(source)
+        support = SupportSets(self.settings.worker.support_size, max_users=self.settings.worker.max_users)
+        position = self._restore(support, number, beat)
+        if (position.offset if position else None) != start:
+            found = position.offset if position else None
+            msg = (
+                f"{self.topics['support']}[{number}] holds the support sets as of offset {found}, but group {self.settings.group_id} has "
+                f"committed {start}: the two do not belong together; use another group or topic_prefix, or the log they came from"
+            )
+            raise LogError(msg)
+        self.held[number] = Partition(number, writer, support)
+        self._observe_users()
+        return self.log.bounds([source])[source].start if start is None else start
+
+    def _restore(self, support: SupportSets, number: int, beat: Callable[[], None]) -> Position | None:
+        changelog = TopicPartition(self.topics["support"], number)
+        position = None
+        with self.log.reader() as reader:
+            bounds = self.log.bounds([changelog])[changelog]
+            reader.assign({changelog: bounds.start})
+            while reader.position(changelog) < bounds.end:
+                for record in reader.poll(1000, timeout=1.0):
+                    if record.key == POSITION_KEY:
+                        position = decode(record.value, Position, what=f"position record of {changelog.topic}[{number}]")
+                    else:
+                        support.restore(record)
+                beat()
+        if position is not None:
+            support.ordinals_given = position.users
+        return position
+
+    def release(self, number: int) -> None:
+        """Let a partition go."""
+        self.held.pop(number).writer.close()
+        self._observe_users()
+
+    def close(self) -> None:
+        """Let everything go."""
+        for number in list(self.held):
+            self.release(number)
+        self.tables.close()
+        self.versions.close()
+
+    def step(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport:
+        """Score a micro-batch of one partition, learn from it, and commit all of it at once.
+
+        Raises `Fenced` if the partition has gone to another worker, and what `Writer.commit` raises; nothing of the step is then kept.
+        """
+        partition, stage = self.held[number], self.metrics.stage
+        try:
+            with stage("decode"):
+                events, messages, reasons = self._decode(records)
+            with stage("support"):
+                taken = [self._take(partition.support, interaction, source) for interaction, source in events]
+            learned = self._learn(partition, taken)
+            with stage("encode"):
+                messages += self._scores(number, records[0].offset, taken, learned.scores)
+                messages += self._updates(number, records, learned)
+                changes = partition.support.changes()
+                messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
+                letters, tables = self.tables.pending(number)
+                next_offset = records[-1].offset + 1
+                messages += [*letters, self._position(partition, next_offset, tables)]
+                offsets = {TopicPartition(self.topics["interactions"], number): next_offset, **tables}
+            with stage("commit"):
+                partition.writer.commit(messages, offsets, owner)
+        except BaseException:
+            partition.support.discard()
+            raise
+        partition.support.commit(changes)
+        self.tables.committed(number, tables)
+        return self._observe(records, taken, learned, reasons)
+
+    def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
+        """The valid events with their sources, dead letters for the others, and the count of these by reason."""
+        events, letters, reasons = [], [], dict[str, int]()
+        for record in records:
+            try:
+                interaction = decode_interaction(record, self.limits, self._count_unknown, partitions=self.partitions)
+            except Malformed as error:
+                letters.append(dead_letter_message(self.topics["dead-letters"], record, error))
+                reasons[error.reason] = reasons.get(error.reason, 0) + 1
+            else:
+                events.append((interaction, (record.topic, record.partition, record.offset)))
+        return events, letters, reasons
+
+    def _take(self, sets: SupportSets, event: Interaction, source: Source) -> Taken:
+        """The event with its user's support as it stands before it, to which it is then appended."""
+        support = sets.get(event.user)
+        sets.append(event.user, event, source)
+        items, ratings = latest(support)
+        return Taken(event, source, support, Task(event.user, items, ratings, [event.item], [event.rating]))
+
+    def _learn(self, partition: Partition, taken: Sequence[Taken]) -> Learned:
+        """Adapt and score the events; unless frozen, differentiate what they and rehearsed users teach, a meta-update at a time.
+
+        A user writes to the memories once in a step, however many of its events are in it.
+        """
+        size, learning, stage = self.settings.trainer.meta_update, not self.settings.worker.frozen, self.metrics.stage
+        learned = Learned([], [], None, 0)
+        waiting = {event.task.user for event in taken if event.task.support_items}
+        for group in (taken[start : start + size] for start in range(0, len(taken), size)):
+            with stage("adapt"):
+                adapted = adapt(self.model, [event.task for event in group], learning=learning)
+                learned.scores.extend(adapted.scores.pairs())
+            if not learning:
+                continue
+            with stage("gradient"):
+                writers = waiting & {event.task.user for event in group}
+                waiting -= writers
+                gradient, writes = differentiate(self.model, adapted, writers=writers)
+                learned.lessons.append(Lesson("query", gradient))
+                if writes is not None:
+                    composed = writes if learned.writes is None else learned.writes.then(writes)
+                    learned = learned._replace(writes=composed, writers=learned.writers + len(writers))
+                if rehearsed := self._rehearsal(partition, group[0].source[2]):
+                    again = adapt(self.model, rehearsed, learning=True)
+                    learned.lessons.append(Lesson("rehearsal", differentiate(self.model, again)[0]))
+                    self.attention = user_spread(again.prediction.attention.detach()), self.model.memory.row_spread()
+        return learned
+
+    def _rehearsal(self, partition: Partition, offset: int) -> list[Task]:
+        """Tasks from stored support sets: each drawn user's history is cut at random, and what follows is scored from what came before.
+
+        The draw depends on the seed and the event's place alone, so that a step done again is the same step.
+        """
+        generator = np.random.default_rng([self.settings.seed, partition.number, offset])
+        tasks = []
+        for user in partition.support.draw(self.settings.rehearsal.users, generator):
+            items, ratings = latest(partition.support.get(user))
+            cut = int(generator.integers(len(items)))
+            end = cut + self.settings.rehearsal.query
+            tasks.append(Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end]))
+        return tasks
+
+    def _scores(self, number: int, step: int, taken: Sequence[Taken], scored: Sequence[tuple[float, float | None]]) -> list[Message]:
+        return [
+            Message(
+                self.topics["scores"],
+                event.interaction.user.encode(),
+                encode(
+                    Score(
+                        user=event.interaction.user,
+                        item=event.interaction.item,
+                        score=score,
+                        sd=sd,
+                        source=event.source,
+                        model_version=self.versions.version,
+                        support_size=len(event.task.support_items),
+                        earlier=event.support.earlier if event.support else 0,
+                        step=step,
+                        timestamp=event.interaction.timestamp,
+                    )
+                ),
+                number,
+            )
+            for event, (score, sd) in zip(taken, scored, strict=True)
+        ]
+
+    def _updates(self, number: int, records: Sequence[Record], learned: Learned) -> list[Message]:
+        """One update for each lesson, the step's memory writes with the first."""
+        messages = []
+        source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
+        writes = writes_to_wire(learned.writes)
+        for kind, gradient in learned.lessons:
+            tensors, rows = gradient_to_wire(gradient)
+            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes)
+            writes = {}
+            key = b"%d" % number
+            messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]
+        return messages
+
+    def _position(self, partition: Partition, offset: int, tables: dict[TopicPartition, int]) -> Message:
+        position = Position(
+            offset=offset,
+            users=partition.support.ordinals_after,
+            model_version=self.versions.version,
+            tables={tp.topic: position for tp, position in tables.items()},
+        )
+        return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
+
+    def _observe(self, records: Sequence[Record], taken: Sequence[Taken], learned: Learned, reasons: dict[str, int]) -> StepReport:
+        now = time.time()
+        appended = {record.offset: record.timestamp / 1000 for record in records}
+        report = StepReport(
+            partition=records[0].partition,
+            events=len(records),
+            errors=[score - event.interaction.rating for event, (score, _) in zip(taken, learned.scores, strict=True)],
+            earlier=[event.support.earlier if event.support else 0 for event in taken],
+            waits=[max(0.0, now - appended[event.source[2]]) for event in taken],
+            adaptations=len(taken),
+            memory_writes=learned.writers,
+            unknown_fields=self._unknown_fields,
+            dead_letters=reasons,
+        )
+        self._unknown_fields = 0
+        self.metrics.observe_step(report)
+        self.metrics.observe_attention(users=self.attention[0], rows=self.attention[1])
+        self._observe_users()
+        return report
+
+    def _count_unknown(self, fields: int) -> None:
+        self._unknown_fields += fields
+
+    def _observe_users(self) -> None:
+        self.metrics.users_held.set(sum(len(partition.support) for partition in self.held.values()))
+
+
+def latest(support: Support | None) -> tuple[list[str], list[float]]:
+    """Items and ratings of a support set, oldest first; of an item rated again the latest rating counts, in its place."""
+    if support is None:
+        return [], []
+    interactions = support.interactions
+    last = {item: place for place, (item, _, _) in enumerate(interactions)}
+    if len(last) < len(interactions):
+        interactions = [interactions[place] for place in sorted(last.values())]
+    return [item for item, _, _ in interactions], [rating for _, rating, _ in interactions]
