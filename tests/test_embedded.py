@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from streaming.brokers import open_log
 from streaming.embedded import EmbeddedLog
-from streaming.errors import LogFull, LogUnavailable
+from streaming.errors import LogError, LogFull, LogUnavailable
 from streaming.log import Bounds, Message, Topic, TopicPartition
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +203,20 @@ def test_retention_holds_for_partitions_that_nobody_writes_to(log: EmbeddedLog, 
     assert log.append([Message("t", None, b"y", 2)]) == [10]
 
 
+def test_what_a_failed_commit_would_have_dropped_is_dropped_by_the_next(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", retention_ms=1000)])
+    tp = TopicPartition("t", 0)
+    log.append([Message("t", None, b"old")])
+    clock.now += 5000
+    prepared = log._records.prepare([Message("t", None, b"lost")])
+    with contextlib.suppress(KeyError), log._file.write() as db:
+        log._records.append(db, prepared)
+        raise KeyError
+    assert log.bounds([tp])[tp] == Bounds(0, 1)
+    log.append([Message("t", None, b"new")])
+    assert log.bounds([tp])[tp] == Bounds(1, 2)
+
+
 def test_a_removed_key_is_forgotten_after_the_retention_of_nulls(log: EmbeddedLog, clock: Clock) -> None:
     log.create([Topic("t", cleanup="compact", retention_ms=1000), Topic("other")])
     log.append([Message("t", b"k", b"v"), Message("t", b"j", b"v")])
@@ -244,6 +259,25 @@ def test_a_poll_ends_early_where_records_are_large(log: EmbeddedLog) -> None:
     reader = log.reader()
     reader.assign({TopicPartition("t", 0): 0})
     assert [len(reader.poll(100)), len(reader.poll(100)), len(reader.poll(100))] == [3, 1, 0]
+
+
+# --- groups
+
+
+def test_a_silent_member_is_evicted_where_the_clock_was_set_back(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("t", 2)])
+    log.member("g", "t")
+    clock.now -= 3_600_000
+    assert log.member("g", "t").assignment().partitions == frozenset({0, 1})
+
+
+def test_a_group_serves_one_topic_at_a_time(log: EmbeddedLog) -> None:
+    log.create([Topic("t"), Topic("u")])
+    member = log.member("g", "t")
+    with pytest.raises(LogError, match=r"group g .* t at this time, not those of u"):
+        log.member("g", "u")
+    member.close()
+    assert log.member("g", "u").assignment().topic == "u"
 
 
 # --- several processes
