@@ -106,7 +106,8 @@ class LogFile:
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
         db.execute("PRAGMA wal_autocheckpoint = 0")
-        db.execute("PRAGMA journal_size_limit = 0")  # The size of the -wal file then says how much is in it.
+        # Cut to less than this when it begins anew: so its size tells when it is full, and most of it need not be allocated again.
+        db.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_BYTES * 15 // 16}")
         db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
         try:
             if not self._is_ours():  # Another process may have made it meanwhile.
