@@ -5,16 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-import structlog
 import torch
 
-from consumers.opening import connect, topics_of
+from consumers.opening import connect, endpoint, topics_of
 from consumers.trainer import Trainer
 from consumers.versions import Versions
 from consumers.worker import Worker
 from model.mamo import Mamo
 from model.meta import Optimiser
-from streaming.health import Endpoint, Health
+from streaming.health import Health
 from streaming.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from consumers.settings import Settings
     from streaming.log import Log
-
-logger = structlog.get_logger()
 
 
 def new_model(settings: Settings) -> Mamo:
@@ -44,9 +41,7 @@ class System:
         self.log.create(self.topics.values())
         self.metrics = Metrics()
         self.health = Health()
-        if settings.metrics.enabled:
-            endpoint = self._stack.enter_context(Endpoint(self.metrics.registry, self.health, settings.metrics.host, settings.metrics.port))
-            logger.info("metrics and health", address=endpoint.url)
+        self._stack.enter_context(endpoint(settings, self.metrics, self.health))
 
     def worker(self) -> Worker:
         """A worker at the newest model version, without partitions yet."""
@@ -70,6 +65,5 @@ class System:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
-            self.health.fail(str(error))
-        self._stack.close()
+        # The endpoint is told of the error on its way out.
+        self._stack.__exit__(kind, error, trace)

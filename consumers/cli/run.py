@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,9 @@ def command(
     micro_batch: Annotated[int | None, typer.Option(help="worker.micro_batch: events scored at one version.")] = None,
     meta_update: Annotated[int | None, typer.Option(help="trainer.meta_update: events in one update.")] = None,
     port: Annotated[int | None, typer.Option(help="metrics.port: 0 takes any free one.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a run journal there, for `coldstream report --journal`.")
+    ] = None,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at the end of the log instead of waiting for more.")] = False,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -35,4 +39,21 @@ def command(
         verbose,
         {"preset": preset, "broker": broker, "worker.micro_batch": micro_batch, "trainer.meta_update": meta_update, "metrics.port": port},
     ).settings
-    raise NotImplementedError(f"run on {settings.broker}")
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from consumers.lockstep import run
+    from consumers.progress import StepBar
+    from consumers.stop import Stop
+    from consumers.system import System
+    from streaming.journal import Journal
+
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        bar = stack.enter_context(StepBar(Console(stderr=True)))
+        system = stack.enter_context(System(settings))
+        kept = None if journal is None else stack.enter_context(Journal(journal))
+        run(system, stop, until_end=until_end, journal=kept, on_step=bar.step)
+        if until_end:
+            stop.unfinished()

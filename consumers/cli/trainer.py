@@ -25,4 +25,9 @@ def command(
     One trainer is at work at any time. Ctrl-C or SIGTERM finishes the round in hand.
     """
     settings = configured(ctx, config, sets, verbose, {"broker": broker, "trainer.meta_update": meta_update, "metrics.port": port}).settings
-    raise NotImplementedError(f"trainer on {settings.broker}")
+    from consumers.live import run_trainer
+    from consumers.stop import Stop
+    from consumers.system import System
+
+    with Stop() as stop, System(settings) as system:
+        run_trainer(system, stop)

@@ -29,4 +29,9 @@ def command(
     settings = configured(
         ctx, config, sets, verbose, {"broker": broker, "worker.micro_batch": micro_batch, "worker.frozen": frozen, "metrics.port": port}
     ).settings
-    raise NotImplementedError(f"worker on {settings.broker}")
+    from consumers.live import run_worker
+    from consumers.stop import Stop
+    from consumers.system import System
+
+    with Stop() as stop, System(settings) as system:
+        run_worker(system, stop)

@@ -1,0 +1,112 @@
+"""Worker and trainer as processes of their own, against a log that others write to.
+
+Unlike in lockstep, micro-batches are cut by time as well as by size, and versions arrive when they arrive; every score says which it used.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streaming.errors import Fenced
+from streaming.log import TopicPartition
+
+if TYPE_CHECKING:
+    from consumers.stop import Stop
+    from consumers.system import System
+    from consumers.worker import Worker
+    from streaming.log import Assignment, Reader, Record
+
+LAG_SECONDS = 1.0
+"""Time between two looks at how much is waiting."""
+
+logger = structlog.get_logger()
+
+
+def run_worker(system: System, stop: Stop) -> None:
+    """Score the partitions that the group gives this process, until stopped.
+
+    A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is opened anew.
+    """
+    worker, topic, settings = system.worker(), system.topics["interactions"], system.settings
+    owner: Assignment | None = None
+    looked = 0.0
+    with system.log.reader() as reader, system.log.member(settings.group_id, topic.name) as member:
+        while not stop:
+            system.health.beat()
+            assignment = member.assignment()
+            if assignment != owner:
+                reassign(system, worker, reader, assignment)
+                owner = assignment
+            with worker.metrics.stage("adopt"):
+                if worker.versions.advance():
+                    system.health.loaded(worker.versions.version)
+                    system.metrics.observe_version(worker.versions.version, worker.versions.made_at)
+            worker.tables.advance(system.health.beat)
+            if time.monotonic() - looked > LAG_SECONDS:
+                looked = time.monotonic()
+                observe_lag(system, reader, topic.name, worker)
+            for number, records in groupby(read(system, reader), attrgetter("partition")):
+                try:
+                    worker.step(number, list(records), assignment)
+                except Fenced as error:
+                    logger.warning("step given up", partition=number, reason=str(error))
+                    system.metrics.fenced.inc()
+                    owner = None
+                    break
+                system.health.committed()
+
+
+def read(system: System, reader: Reader) -> list[Record]:
+    """The next micro-batch: as many records as make one, or what comes within the linger."""
+    settings = system.settings.worker
+    with system.metrics.stage("poll"):
+        records = reader.poll(settings.micro_batch, settings.poll_timeout_ms / 1000)
+        ends = time.monotonic() + settings.linger_ms / 1000
+        while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
+            records += reader.poll(settings.micro_batch - len(records), left)
+    # A second poll may go on with a partition of the first; a partition's records then belong together again.
+    records.sort(key=attrgetter("partition", "offset"))
+    return records
+
+
+def reassign(system: System, worker: Worker, reader: Reader, assignment: Assignment) -> None:
+    """Let go of the partitions that are not ours any more, and open those that are."""
+    topic = system.topics["interactions"].name
+    ours = assignment.partitions if assignment.generation >= 0 else frozenset[int]()
+    # All are opened anew: after an eviction or a fencing nothing held in memory can be trusted.
+    system.health.assigned(len(ours) if assignment.generation >= 0 else None)
+    system.health.restored(done=False)
+    for number in list(worker.held):
+        worker.release(number)
+    reader.assign({TopicPartition(topic, number): worker.open(number, system.health.beat) for number in sorted(ours)})
+    worker.tables.assign(ours)
+    worker.tables.advance(system.health.beat)
+    system.health.restored()
+    logger.info("assigned", partitions=sorted(ours), generation=assignment.generation)
+
+
+def observe_lag(system: System, reader: Reader, topic: str, worker: Worker) -> None:
+    """Tell metrics and health how much waits in the partitions held."""
+    held = [TopicPartition(topic, number) for number in worker.held]
+    lag = {tp.partition: bounds.end - reader.position(tp) for tp, bounds in system.log.bounds(held).items()}
+    system.metrics.observe_lag(lag)
+    system.health.waiting(sum(lag.values()))
+
+
+def run_trainer(system: System, stop: Stop) -> None:
+    """Fold updates into versions as they come, until stopped. Raises `Fenced` when another trainer was started."""
+    trainer = system.trainer()
+    timeout = system.settings.worker.poll_timeout_ms / 1000
+    system.health.assigned(system.topics["updates"].partitions)
+    system.health.restored()
+    logger.info("training", version=trainer.version)
+    while not stop:
+        system.health.beat()
+        if trainer.step(timeout):
+            system.health.loaded(trainer.version)
+            system.health.committed()

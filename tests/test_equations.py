@@ -1,0 +1,360 @@
+"""Equations 1 to 12 of MAMO (KDD 2020) against loops over plain numbers, written here from the paper.
+
+Gradients are central finite differences of losses that the loops compute, so that nothing here shares code with the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.mamo import Mamo
+from model.memory import Memory
+from model.meta import Optimiser
+from model.settings import ModelSettings
+from model.tasks import Task
+from tests.model_cases import ITEMS, PAPER, TASKS, USERS, forward, learn, small_model
+
+Row = list[float]
+Matrix = list[Row]
+Theta = dict[str, Any]
+EPS = 1e-5
+
+
+# The paper, one task at a time, in loops.
+
+
+def activation(name: str, x: float) -> float:
+    return {"tanh": math.tanh, "softplus": lambda z: math.log1p(math.exp(z)), "relu": lambda z: max(z, 0.0)}[name](x)
+
+
+def layer(x: Row, weight: Matrix, bias: Row) -> Row:
+    return [sum(x[a] * weight[a][b] for a in range(len(x))) + bias[b] for b in range(len(bias))]
+
+
+def network(x: Row, theta: Theta, name: str, layers: int, act: str) -> Row:
+    for number in range(layers):
+        x = layer(x, theta[f"{name}.{number}.weight"], theta[f"{name}.{number}.bias"])
+        if number < layers - 1:
+            x = [activation(act, value) for value in x]
+    return x
+
+
+def cosine(a: Row, b: Row) -> float:
+    norm = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / norm
+
+
+def softmax(values: Row) -> Row:
+    parts = [math.exp(value) for value in values]
+    return [part / sum(parts) for part in parts]
+
+
+def profile(side: str, key: str, table: dict[str, Row], width: int) -> Row:
+    """p_u or p_i: the concatenated embeddings of the features of the schema of the shared cases; weights are kept in 32 bits."""
+    features = (USERS if side == "user" else ITEMS).get(key, {})
+    summed: list[list[tuple[str, float]]] = []
+    if side == "user":
+        if "age" in features:
+            age = features["age"]
+            summed.append([("age#", (age - 30) / 10), (f"age#{0 if age < 25 else 1 if age < 40 else 2}", 1.0)])
+        else:
+            summed.append([("age?", 1.0)])
+        summed.append([(f"job={features['job']}" if "job" in features else "job?", 1.0)])
+    else:
+        genres = features.get("genre", [])
+        summed.append([(f"id={key}", 1.0)])
+        summed.append([(f"genre={genre}", 1 / math.sqrt(len(genres))) for genre in genres] or [("genre?", 1.0)])
+    return [sum(float(np.float32(weight)) * table[entry][column] for entry, weight in entries) for entries in summed for column in range(width)]
+
+
+@dataclass
+class Paper:
+    """Phi, the memories and the embedding tables as plain lists."""
+
+    settings: ModelSettings
+    phi: Theta
+    memory: dict[str, Any]
+    users: dict[str, Row]
+    items: dict[str, Row]
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Mamo) -> Paper:
+        memory = {name: getattr(model.memory, name).tolist() for name in ("profile", "gradient", "mixing", "centre")}
+        phi = {name: value.tolist() for name, value in model.phi.items()}
+        tables = [dict(zip(table.keys, table.values.tolist(), strict=False)) for table in (model.user_table, model.item_table)]
+        return cls(model.settings, phi, memory, *tables, shapes={name: value.shape for name, value in model.phi.items()})
+
+    def p_u(self, user: str) -> Row:
+        return profile("user", user, self.users, self.settings.embedding_size)
+
+    def attention(self, user: str) -> Row:
+        """Eq. 3, with the temperature and the centring of the repaired memory."""
+        looked = self.p_u(user)
+        if self.settings.centred:
+            looked = [x - c for x, c in zip(looked, self.memory["centre"], strict=True)]
+        return softmax([self.settings.temperature * cosine(looked, row) for row in self.memory["profile"]])
+
+    def start(self, user: str) -> Theta:
+        """Eq. 4, 7, 9 and 10: the fast weights before any step."""
+        a = self.attention(user)
+        theta = {name: np.array(value).tolist() for name, value in self.phi.items()}
+        if self.settings.feature_memory:
+            b_u = [sum(a[k] * row[j] for k, row in enumerate(self.memory["gradient"])) for j in range(len(self.memory["gradient"][0]))]
+            place = 0
+            for name in [name for name in theta if name.startswith("user.")]:
+                flat = np.array(theta[name]).reshape(-1)
+                for j in range(len(flat)):
+                    flat[j] -= self.settings.tau * b_u[place]
+                    place += 1
+                theta[name] = flat.reshape(self.shapes[name]).tolist()
+        if self.settings.task_memory:
+            theta["mixing"] = self.m_ui(a)
+        return theta
+
+    def m_ui(self, a: Row) -> Matrix:
+        d = self.settings.embedding_size
+        return [[sum(a[k] * self.memory["mixing"][k][i][j] for k in range(len(a))) for j in range(2 * d)] for i in range(d)]
+
+    def score(self, theta: Theta, user: str, item: str) -> float:
+        """Eq. 1 and 2."""
+        s = self.settings
+        e_u = network(self.p_u(user), theta, "user", s.layers, s.activation)
+        e_i = network(profile("item", item, self.items, s.embedding_size), theta, "item", s.layers, s.activation)
+        both = e_u + e_i
+        if "mixing" in theta:
+            both = [sum(row[j] * both[j] for j in range(len(both))) for row in theta["mixing"]]
+        return network(both, theta, "rating", s.rating_layers, s.activation)[0]
+
+    def loss(self, theta: Theta, user: str, items: Any, ratings: Any) -> float:
+        return sum((self.score(theta, user, item) - rating) ** 2 for item, rating in zip(items, ratings, strict=True))
+
+    def adapt(self, task: Task) -> Theta:
+        """Eq. 11: theta <- theta - rho grad of the mean squared error of the support."""
+        theta = self.start(task.user)
+        names = [n for n in theta if n.startswith(("rating.",) if self.settings.local == "decision" else ("user.", "item.", "rating.", "mixing"))]
+        if not task.support_items:
+            return theta
+        for _ in range(self.settings.inner_steps):
+            count = len(task.support_items)
+
+            def support(values: Theta, count: int = count) -> float:
+                return self.loss(values, task.user, task.support_items, task.support_ratings) / count
+
+            gradient = differences(support, theta, names)
+            for name in names:
+                theta[name] = (np.array(theta[name]) - self.settings.inner_rate * gradient[name]).tolist()
+        return theta
+
+
+def differences(loss: Callable[[Theta], float], theta: Theta, names: list[str]) -> dict[str, np.ndarray]:
+    """Central finite differences of a loss at some of the parameters."""
+    found = {}
+    for name in names:
+        value = np.array(theta[name])
+        gradient = np.zeros_like(value)
+        for place in np.ndindex(*value.shape):
+            at = []
+            for sign in (1, -1):
+                moved = value.copy()
+                moved[place] += sign * EPS
+                at.append(loss(theta | {name: moved.tolist()}))
+            gradient[place] = (at[0] - at[1]) / (2 * EPS)
+        found[name] = gradient
+    return found
+
+
+# The model against it.
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "literal": {},
+    "repaired": {"temperature": 5.0, "centred": True, "gated": True},
+    "one layer": {"layers": 1, "rating_layers": 1, "inner_steps": 1},
+    "softplus": {"activation": "softplus", "inner_steps": 2},
+    "feature memory": {"memory": "feature"},
+    "task memory": {"memory": "task"},
+    "decision": {"local": "decision"},
+    "no adaptation": {"inner_steps": 0},
+}
+
+
+@pytest.fixture(params=list(VARIANTS))
+def case(request: pytest.FixtureRequest) -> tuple[Mamo, Paper]:
+    model = small_model(**PAPER | VARIANTS[request.param])
+    return model, Paper.of(model)
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-8) -> None:
+    found, expected = np.asarray(found.detach() if isinstance(found, torch.Tensor) else found), np.asarray(expected)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_eq_1_2_user_and_item_networks_and_the_rating_layer() -> None:
+    for variant in ({}, {"layers": 1, "rating_layers": 1}, {"activation": "relu"}, {"memory": "off"}):
+        model = small_model(**PAPER | variant | {"inner_steps": 0})
+        paper = Paper.of(model)
+        prediction, _ = forward(model)
+        for number, task in enumerate(TASKS):
+            theta = paper.start(task.user)
+            expected = [paper.score(theta, task.user, item) for item in task.query_items]
+            close(prediction.score[number, : len(expected)], expected, 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 7.0])
+@pytest.mark.parametrize("centred", [False, True])
+def test_eq_3_attention(temperature: float, centred: bool) -> None:
+    model = small_model(**PAPER | {"temperature": temperature, "centred": centred})
+    paper = Paper.of(model)
+    prediction, batch = forward(model)
+    close(prediction.p_u, [paper.p_u(user) for user in batch.users], 1e-12)
+    close(prediction.attention, [paper.attention(user) for user in batch.users], 1e-12)
+    close(prediction.attention.sum(1), [1.0] * len(batch.users), 1e-12)
+    assert not prediction.attention.requires_grad
+
+
+def test_eq_4_7_9_10_what_is_read_from_the_memories() -> None:
+    model = small_model(**PAPER | {"inner_steps": 0})
+    paper = Paper.of(model)
+    prediction, batch = forward(model)
+    assert prediction.mixing_read is not None
+    for number, user in enumerate(batch.users):
+        start = paper.start(user)
+        for name, theta in zip(model.user_names, prediction.theta_u, strict=True):
+            close(theta[number], start[name], 1e-12)
+            assert not np.allclose(start[name], paper.phi[name])
+        close(prediction.mixing_read[number], start["mixing"], 1e-12)
+
+
+def test_eq_11_inner_steps_and_the_scores_after_them(case: tuple[Mamo, Paper]) -> None:
+    model, paper = case
+    prediction, batch = forward(model)
+    for number, task in enumerate(TASKS):
+        theta = paper.adapt(task)
+        close(prediction.score[number, : len(task.query_items)], [paper.score(theta, task.user, item) for item in task.query_items])
+        at = number if model.settings.adapts_inner_layers else int(batch.user_of[number])
+        for name, found in zip(model.user_names, prediction.theta_u, strict=True):
+            close(found[at], theta[name])
+        if prediction.mixing is not None:
+            close(prediction.mixing[at], theta["mixing"])
+
+
+def test_eq_11_one_task_is_clipped_by_its_own_norm() -> None:
+    clip = 0.5
+    model = small_model(**PAPER | {"inner_steps": 1, "inner_clip": clip})
+    paper = Paper.of(model)
+    prediction, _ = forward(model)
+    clipped = 0
+    for number, task in enumerate(TASKS):
+        if not task.support_items:
+            continue
+        start = paper.start(task.user)
+        names = list(start)
+
+        def support(theta: Theta, task: Task = task) -> float:
+            return paper.loss(theta, task.user, task.support_items, task.support_ratings) / len(task.support_items)
+
+        gradient = differences(support, start, names)
+        norm = math.sqrt(sum(float((part**2).sum()) for part in gradient.values()))
+        clipped += norm > clip
+        theta = {name: (np.array(start[name]) - model.settings.inner_rate * min(1, clip / norm) * gradient[name]).tolist() for name in names}
+        close(prediction.score[number, : len(task.query_items)], [paper.score(theta, task.user, item) for item in task.query_items])
+    assert clipped
+
+
+def expected_memory(paper: Paper) -> dict[str, Any]:
+    """Eq. 5, 6 and 8, user after user: attention, gradients and changes from before the batch, a_u^T M_UI read anew."""
+    s = paper.settings
+    alpha, beta, gamma = (1 - 0.5 ** (1 / half) for half in (s.profile_half_life, s.gradient_half_life, s.task_half_life))
+    memory = {name: np.array(value) for name, value in paper.memory.items()}
+    rows = len(memory["profile"])
+    for user in dict.fromkeys(task.user for task in TASKS):
+        tasks = [task for task in TASKS if task.user == user]
+        if not any(task.support_items for task in tasks):
+            continue
+        a, p_u = paper.attention(user), np.array(paper.p_u(user))
+        queries = sum(len(task.query_items) for task in tasks)
+        gradient_u, mixing_gradient, change = np.zeros(len(paper.memory["gradient"][0])), 0.0, np.zeros_like(memory["mixing"][0])
+        for task in tasks:
+            theta = paper.adapt(task)
+
+            def query(values: Theta, task: Task = task) -> float:
+                return paper.loss(values, task.user, task.query_items, task.query_ratings)
+
+            names = [name for name in theta if name.startswith(("user.", "mixing"))]
+            gradient = differences(query, theta, names)
+            gradient_u += np.concatenate([gradient[name].reshape(-1) for name in names if name != "mixing"]) / queries
+            if "mixing" in theta:
+                mixing_gradient += gradient["mixing"] / queries
+                change = np.array(theta["mixing"]) - np.array(paper.start(user)["mixing"])
+        if "mixing" in names and not s.adapts_inner_layers:
+            change = -s.task_step * mixing_gradient
+        before = {name: value.copy() for name, value in memory.items()}
+        looked = p_u - np.array(paper.memory["centre"]) if s.centred else p_u
+        read = sum(a[k] * before["mixing"][k] for k in range(rows)) + change
+        for k in range(rows):
+            for name, step, what in (("profile", alpha, looked), ("gradient", beta, gradient_u), ("mixing", gamma, read)):
+                forget = step * a[k] if s.gated else step
+                memory[name][k] = step * a[k] * what + (1 - forget) * before[name][k]
+        memory["centre"] = (1 - alpha / rows) * before["centre"] + alpha / rows * p_u
+    return memory
+
+
+def test_eq_5_6_8_memory_writes(case: tuple[Mamo, Paper]) -> None:
+    model, paper = case
+    expected = expected_memory(paper)
+    _, writes = learn(model, write=True)
+    assert writes is not None
+    after: Memory = writes.apply(model.memory)
+    for name, value in expected.items():
+        close(getattr(after, name), value)
+        assert name == "centre" or not np.allclose(value, paper.memory[name])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("variant", ["literal", "repaired", "decision", "no adaptation"])
+def test_eq_12_first_order_meta_update(variant: str, reduction: str) -> None:
+    model = small_model(**PAPER | VARIANTS[variant] | {"reduction": reduction, "order": "first"})
+    paper = Paper.of(model)
+    gradient = {name: np.zeros_like(np.array(value)) for name, value in paper.phi.items()}
+    rows: dict[str, dict[str, np.ndarray]] = {"user": {}, "item": {}}
+    queries = 0
+    for task in TASKS:
+        theta = paper.adapt(task)
+        queries += len(task.query_items)
+
+        def query(values: Theta, task: Task = task) -> float:
+            return paper.loss(values, task.user, task.query_items, task.query_ratings)
+
+        for name, part in differences(query, theta, list(paper.phi)).items():
+            gradient[name] += part
+        for side, table in (("user", paper.users), ("item", paper.items)):
+            for key, row in table.items():
+                part = np.zeros(len(row))
+                for column in range(len(row)):
+                    at = []
+                    for sign in (1, -1):
+                        table[key] = [value + sign * EPS * (column == j) for j, value in enumerate(row)]
+                        at.append(query(theta))
+                    part[column] = (at[0] - at[1]) / (2 * EPS)
+                table[key] = row
+                rows[side][key] = rows[side].get(key, 0.0) + part
+
+    found, _ = learn(model)
+    assert found.queries == queries
+    Optimiser(model).step(found, None)
+    step = model.settings.learning_rate / (queries if reduction == "mean" else 1)
+    for name, value in paper.phi.items():
+        close(model.phi[name], np.array(value) - step * gradient[name])
+        assert not np.allclose(gradient[name], 0)
+    for side, table in (("user", paper.users), ("item", paper.items)):
+        at_hand = model.tables[side]
+        for key, row in table.items():
+            close(at_hand.values[at_hand.rows[key]], np.array(row) - step * rows[side][key])
