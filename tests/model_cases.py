@@ -69,7 +69,13 @@ PAPER: dict[str, Any] = {
 CLOSED: dict[str, Any] = {"embedding_size": 2, "memory_rows": 3, "local": "closed_form", "recency": 0.4, "task_step": 0.1}
 
 
-def small_model(*, seed: int = 1, schema: FeatureSchema = SCHEMA, dtype: torch.dtype = torch.float64, **settings: Any) -> Mamo:
+def small_model(
+    *,
+    seed: int = 1,
+    schema: FeatureSchema = SCHEMA,
+    dtype: torch.dtype = torch.float64,
+    **settings: Any,  # noqa: ANN401  whatever ModelSettings takes
+) -> Mamo:
     """A model in which nothing is zero: parameters, memories and the rows of the shared tasks are moved at random."""
     model = Mamo(ModelSettings(**settings), schema, (1.0, 5.0), seed=seed, dtype=dtype)
     for key, features in USERS.items():

@@ -6,8 +6,8 @@ Gradients are central finite differences of losses that the loops compute, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,9 @@ def profile(side: str, key: str, table: dict[str, Row], width: int) -> Row:
         genres = features.get("genre", [])
         summed.append([(f"id={key}", 1.0)])
         summed.append([(f"genre={genre}", 1 / math.sqrt(len(genres))) for genre in genres] or [("genre?", 1.0)])
-    return [sum(float(np.float32(weight)) * table[entry][column] for entry, weight in entries) for entries in summed for column in range(width)]
+    return [
+        sum(float(np.float32(weight)) * table[entry][column] for entry, weight in entries) for entries in summed for column in range(width)
+    ]
 
 
 @dataclass
@@ -83,14 +85,14 @@ class Paper:
     memory: dict[str, Any]
     users: dict[str, Row]
     items: dict[str, Row]
-    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    shapes: dict[str, torch.Size]
 
     @classmethod
     def of(cls, model: Mamo) -> Paper:
         memory = {name: getattr(model.memory, name).tolist() for name in ("profile", "gradient", "mixing", "centre")}
         phi = {name: value.tolist() for name, value in model.phi.items()}
-        tables = [dict(zip(table.keys, table.values.tolist(), strict=False)) for table in (model.user_table, model.item_table)]
-        return cls(model.settings, phi, memory, *tables, shapes={name: value.shape for name, value in model.phi.items()})
+        users, items = (dict(zip(table.keys, table.values.tolist(), strict=False)) for table in (model.user_table, model.item_table))
+        return cls(model.settings, phi, memory, users, items, {name: value.shape for name, value in model.phi.items()})
 
     def p_u(self, user: str) -> Row:
         return profile("user", user, self.users, self.settings.embedding_size)
@@ -133,13 +135,15 @@ class Paper:
             both = [sum(row[j] * both[j] for j in range(len(both))) for row in theta["mixing"]]
         return network(both, theta, "rating", s.rating_layers, s.activation)[0]
 
-    def loss(self, theta: Theta, user: str, items: Any, ratings: Any) -> float:
+    def loss(self, theta: Theta, user: str, items: Sequence[str], ratings: Sequence[float]) -> float:
         return sum((self.score(theta, user, item) - rating) ** 2 for item, rating in zip(items, ratings, strict=True))
 
     def adapt(self, task: Task) -> Theta:
         """Eq. 11: theta <- theta - rho grad of the mean squared error of the support."""
         theta = self.start(task.user)
-        names = [n for n in theta if n.startswith(("rating.",) if self.settings.local == "decision" else ("user.", "item.", "rating.", "mixing"))]
+        names = [
+            n for n in theta if n.startswith(("rating.",) if self.settings.local == "decision" else ("user.", "item.", "rating.", "mixing"))
+        ]
         if not task.support_items:
             return theta
         for _ in range(self.settings.inner_steps):
@@ -191,10 +195,9 @@ def case(request: pytest.FixtureRequest) -> tuple[Mamo, Paper]:
     return model, Paper.of(model)
 
 
-def close(found: Any, expected: Any, tolerance: float = 1e-8) -> None:
-    found, expected = np.asarray(found.detach() if isinstance(found, torch.Tensor) else found), np.asarray(expected)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+def close(found: torch.Tensor, expected: Sequence[Any] | np.ndarray, tolerance: float = 1e-8) -> None:
+    assert found.shape == np.shape(expected)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_eq_1_2_user_and_item_networks_and_the_rating_layer() -> None:
@@ -264,7 +267,9 @@ def test_eq_11_one_task_is_clipped_by_its_own_norm() -> None:
         gradient = differences(support, start, names)
         norm = math.sqrt(sum(float((part**2).sum()) for part in gradient.values()))
         clipped += norm > clip
-        theta = {name: (np.array(start[name]) - model.settings.inner_rate * min(1, clip / norm) * gradient[name]).tolist() for name in names}
+        theta = {
+            name: (np.array(start[name]) - model.settings.inner_rate * min(1, clip / norm) * gradient[name]).tolist() for name in names
+        }
         close(prediction.score[number, : len(task.query_items)], [paper.score(theta, task.user, item) for item in task.query_items])
     assert clipped
 
@@ -281,7 +286,7 @@ def expected_memory(paper: Paper) -> dict[str, Any]:
             continue
         a, p_u = paper.attention(user), np.array(paper.p_u(user))
         queries = sum(len(task.query_items) for task in tasks)
-        gradient_u, mixing_gradient, change = np.zeros(len(paper.memory["gradient"][0])), 0.0, np.zeros_like(memory["mixing"][0])
+        gradient_u, mixing_gradient, change = (np.zeros_like(memory[name][0]) for name in ("gradient", "mixing", "mixing"))
         for task in tasks:
             theta = paper.adapt(task)
 

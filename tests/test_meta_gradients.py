@@ -18,7 +18,7 @@ import model.mamo
 from model.adaptation import Weights, gradient_steps
 from model.mamo import Mamo
 from model.memory import Memory
-from model.meta import Gradient, RowGradients, query_loss, total
+from model.meta import Gradient, query_loss, total
 from model.tasks import collate
 from tests.model_cases import CLOSED, PAPER, TASKS, forward, learn, small_model
 
@@ -92,9 +92,7 @@ def agree(gradient: Gradient, expected: tuple[np.ndarray, dict[str, dict[str, np
 
 
 @pytest.mark.parametrize("settings", CASES)
-def test_second_order_gradients_go_through_the_whole_adaptation(
-    settings: dict[str, Any], attention_held: Callable[[Mamo], None]
-) -> None:
+def test_second_order_gradients_go_through_the_whole_adaptation(settings: dict[str, Any], attention_held: Callable[[Mamo], None]) -> None:
     at = small_model(**settings | {"order": "second"})
     attention_held(at)
     agree(learn(at)[0], differences(at))
@@ -106,7 +104,9 @@ def test_second_order_gradients_go_through_the_clipping(attention_held: Callable
     agree(learn(at)[0], differences(at))
 
 
-@pytest.mark.parametrize("settings", [case for case in CASES if "inner steps" in str(case.id) or case.id in {"literal", "decision", "memory off"}])
+@pytest.mark.parametrize(
+    "settings", [case for case in CASES if "inner steps" in str(case.id) or case.id in {"literal", "decision", "memory off"}]
+)
 def test_first_order_gradients_hold_what_adaptation_added_constant(
     settings: dict[str, Any], attention_held: Callable[[Mamo], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,19 +114,18 @@ def test_first_order_gradients_hold_what_adaptation_added_constant(
     attention_held(at)
     added: Weights = {}
 
-    def record(fast: Weights, names: list[str], *rest: Any, **settings: Any) -> Weights:
-        adapted = gradient_steps(fast, names, *rest, **settings)
+    def remember(fast: Weights, names: list[str], adapted: Weights) -> Weights:
         added.update({name: (adapted[name] - fast[name]).detach() for name in names})
         return adapted
 
-    def repeat(fast: Weights, names: list[str], *_rest: Any, **_settings: Any) -> Weights:
-        return fast | {name: fast[name] + added[name] for name in names}
-
-    monkeypatch.setattr(model.mamo, "gradient_steps", record)
+    steps = "gradient_steps"
+    monkeypatch.setattr(
+        model.mamo, steps, lambda fast, names, *rest, **named: remember(fast, names, gradient_steps(fast, names, *rest, **named))
+    )
     gradient, _ = learn(at)
     assert added
     assert all(float(change.abs().max()) > 0 for change in added.values())
-    monkeypatch.setattr(model.mamo, "gradient_steps", repeat)
+    monkeypatch.setattr(model.mamo, steps, lambda fast, names, *_, **__: fast | {name: fast[name] + added[name] for name in names})
     agree(gradient, differences(at))
 
 
