@@ -40,8 +40,9 @@ def encode(name: str, feature: Feature, value: Value | None, own_id: str) -> lis
             return [Entry(f"{name}={own_id}", 1.0)]
         case "categorical" if isinstance(value, str):
             return [Entry(f"{name}={value}", 1.0)]
-        case "categorical" if isinstance(value, (int, float)):
-            return [Entry(f"{name}={value:g}", 1.0)]
+        case "categorical" if (number := as_number(value)) is not None:
+            # As short as tells the number from all others, and an integer as its decimal text.
+            return [Entry(f"{name}={repr(number).removesuffix('.0')}", 1.0)]
         case "multivalued" if isinstance(value, (str, list)):
             values = [value] if isinstance(value, str) else list(dict.fromkeys(value))[: feature.max_values]
             if values:
@@ -63,6 +64,6 @@ def as_number(value: Value | None) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
