@@ -62,10 +62,12 @@ class SupportSets:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
         before = self.get(user)
         entry = (interaction.item, interaction.rating, interaction.timestamp)
+        if before is None:
+            # While a user forgotten in this very step is still staged as such, so that it is not forgotten once more to make room.
+            self._make_room()
         # Taken out first, so that the order of staging is the order of last changes.
         self._staged.pop(user, None)
         if before is None:
-            self._make_room()
             self._staged[user] = Support([entry], source, 1, self.ordinals_after)
             self._staged_ordinals += 1
             return
@@ -75,9 +77,7 @@ class SupportSets:
     def _make_room(self) -> None:
         if not self.max_users:
             return
-        held = len(self._values) + sum(
-            1 if user not in self._values else -1 if value is None else 0 for user, value in self._staged.items()
-        )
+        held = len(self._values) + sum((value is not None) - (user in self._values) for user, value in self._staged.items())
         if held < self.max_users:
             return
         oldest = next((user for user in self._values if user not in self._staged), None)
@@ -124,9 +124,11 @@ class SupportSets:
     def draw(self, count: int, generator: np.random.Generator) -> list[str]:
         """Draw up to ``count`` different users, all alike likely; the same for the same log and generator, restarted or not.
 
-        Ordinals of forgotten users are holes, so a draw may come out short where most users were forgotten.
+        Users first seen in the step in hand are not drawn, nor are those that it forgets. Ordinals of forgotten users are holes, so a
+        draw may come out short where most users were forgotten.
         """
         if not self._ordinals:
             return []
         tried = dict.fromkeys(generator.integers(0, self.ordinals_given, 4 * count).tolist())
-        return [self._ordinals[ordinal] for ordinal in tried if ordinal in self._ordinals][:count]
+        users = (self._ordinals[ordinal] for ordinal in tried if ordinal in self._ordinals)
+        return [user for user in users if self._staged.get(user, True) is not None][:count]

@@ -1,0 +1,212 @@
+"""The promises, one function each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from streaming.codec import decode
+from streaming.events import REASONS, DeadLetter, Position, Score, Source, Support, Update, Version
+from streaming.log import Log, Record, TopicPartition
+from tests.verify.finding import Finding
+from tests.verify.fold import Fold
+from tests.verify.reading import Event, event_of, joined, read
+
+POSITION = b"\x00position"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a run promises to keep to. ``reasons`` are those of garbage by its place, where whoever made it knows them."""
+
+    group: str = "coldstream"
+    prefix: str = ""
+    scale: tuple[float, float] = (1.0, 5.0)
+    support_size: int = 4
+    max_users: int = 0
+    round_updates: int = 1
+    reasons: Mapping[Source, str] = field(default_factory=dict)
+
+
+@dataclass
+class Seen:
+    """A partition of the log: its events up to the committed offset, and what the fold makes of them."""
+
+    number: int
+    committed: int
+    events: list[Event]
+    garbage: list[Record]
+    before: dict[int, list[Event]]
+    """What the user of the event at an offset had before it."""
+    after: Fold
+    scores: list[Score]
+    updates: list[tuple[int, Update]]
+    """With the offset after each."""
+
+
+def verify(log: Log, rules: Rules) -> list[Finding]:
+    """Check every promise; what is wrong, in the order of promises."""
+    names = {name: rules.prefix + name for name in ("interactions", "scores", "support", "updates", "model", "dead-letters")}
+    topics = log.topics()
+    for plain in ("interactions", "scores", "updates", "model", "dead-letters"):
+        tps = [TopicPartition(names[plain], number) for number in range(topics[names[plain]].partitions)]
+        if cut := [tp for tp, bounds in log.bounds(tps).items() if bounds.start]:
+            return [Finding("-", f"retention has cut {cut}, so that nothing can be checked")]
+    partitions = [_look(log, rules, names, number) for number in range(topics[names["interactions"]].partitions)]
+    found: list[Finding] = []
+    for seen in partitions:
+        found += _support_is_the_fold(log, names, seen)
+        found += _one_score_for_each_event(names, seen)
+        found += _updates_cover_the_events(seen)
+    found += _updates_are_folded_once(log, rules, names, partitions)
+    found += _dead_letters_once(log, rules, names, partitions)
+    return sorted(found)
+
+
+def _look(log: Log, rules: Rules, names: dict[str, str], number: int) -> Seen:
+    tp = TopicPartition(names["interactions"], number)
+    committed = log.committed(rules.group, [tp]).get(tp, 0)
+    events, garbage = [], []
+    partitions = log.topics()[tp.topic].partitions
+    for record in read(log, *tp):
+        if record.offset < committed:
+            event = event_of(record, rules.scale, partitions)
+            if event is None:
+                garbage.append(record)
+            else:
+                events.append(event)
+    fold = Fold(rules.support_size, rules.max_users)
+    before = {event.offset: fold.take(event) for event in events}
+    scores = [decode(record.value, Score, what="score") for record in read(log, names["scores"], number)]
+    updates = [(whole.end, decode(whole.value, Update, what="update")) for whole in joined(read(log, names["updates"], number))]
+    return Seen(number, committed, events, garbage, before, fold, scores, updates)
+
+
+def _support_is_the_fold(log: Log, names: dict[str, str], seen: Seen) -> Iterator[Finding]:
+    """(a), and the order of last changes, by which users are evicted."""
+    where = f"support[{seen.number}]"
+    latest = {record.key: record.value for record in read(log, names["support"], seen.number)}
+    position = latest.pop(POSITION, None)
+    if position is None:
+        if seen.committed:
+            yield Finding("a", f"{where} has no position record, but {seen.committed} is committed")
+        return
+    stated = decode(position, Position, what="position")
+    if (stated.offset, stated.users) != (seen.committed, seen.after.ordinals):
+        yield Finding("a", f"{where} stands at {stated.offset} with {stated.users} users, not {seen.committed}, {seen.after.ordinals}")
+    held = {key.decode(): decode(value, Support, what="support") for key, value in latest.items() if key and value is not None}
+    # Users of one step are written in the order of their last event, so the order of records is that of the fold.
+    if list(held) != list(seen.after.users):
+        missing, extra = set(seen.after.users) - set(held), set(held) - set(seen.after.users)
+        yield Finding("a", f"{where} lacks users {sorted(missing)}, has {sorted(extra)} beyond, or has them in another order")
+    for user in held.keys() & seen.after.users.keys():
+        whole = seen.after.users[user]
+        source = (names["interactions"], seen.number, whole.events[-1].offset)
+        wanted = Support(seen.after.support(user), source, len(whole.events), whole.ordinal)
+        if held[user] != wanted:
+            yield Finding("a", f"{where} of {user} is {held[user]}, not {wanted}")
+
+
+def _one_score_for_each_event(names: dict[str, str], seen: Seen) -> Iterator[Finding]:
+    """(b) and (d): each event has one score, which names it, what its user had, and a version that later scores do not go behind."""
+    times = Counter(score.source for score in seen.scores)
+    valid = {(names["interactions"], seen.number, event.offset): event for event in seen.events}
+    for source in valid.keys() - times.keys():
+        yield Finding("b", f"the event at {source} has no score")
+    for source, count in times.items():
+        if source not in valid:
+            yield Finding("b", f"a score names {source}, where no event is committed")
+        elif count > 1:
+            yield Finding("b", f"the event at {source} has {count} scores")
+    versions: dict[int, int] = {}
+    last = 0
+    for score in seen.scores:
+        event = valid.get(score.source)
+        if event is None:
+            continue
+        before = seen.before[event.offset]
+        items = {earlier.item for earlier in before[-seen.after.size :]}
+        if (score.user, score.item, score.timestamp) != (event.user, event.item, event.timestamp):
+            yield Finding("d", f"the score of {score.source} is of {score.user} and {score.item}, not {event.user} and {event.item}")
+        if (score.support_size, score.earlier) != (len(items), len(before)):
+            yield Finding("d", f"the score of {score.source} states {score.support_size} of {score.earlier} earlier events")
+        if score.model_version < last or versions.setdefault(score.step, score.model_version) != score.model_version:
+            yield Finding("d", f"the score of {score.source} names version {score.model_version}, after {last} or within one step")
+        last = score.model_version
+
+
+def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
+    """(b): every event counts once in the query updates of its step, and these name the version that its scores name."""
+    end, counted = 0, Counter[int]()
+    ranges: dict[int, int] = {}
+    for offset, update in seen.updates:
+        _, partition, first, after = update.source
+        if partition != seen.number or (first not in ranges and first < end):
+            yield Finding("b", f"the update before {offset} covers {update.source}, which is taken already")
+        if first in ranges and update.writes:
+            yield Finding("c", f"the update before {offset} carries memory writes that its step's first one carries")
+        ranges.setdefault(first, after)
+        end = max(end, after)
+        counted[first] += update.events if update.kind == "query" else 0
+        if stated := {score.model_version for score in seen.scores if score.step == first} - {update.version}:
+            yield Finding("d", f"the update before {offset} was made at {update.version}, the scores of its step at {stated}")
+    for first, after in ranges.items():
+        events = sum(first <= event.offset < after for event in seen.events)
+        if counted[first] != events:
+            yield Finding("b", f"updates of the step {first} to {after} count {counted[first]} events, not {events}")
+    if uncovered := [e.offset for e in seen.events if not any(first <= e.offset < after for first, after in ranges.items())]:
+        yield Finding("b", f"no update covers the events of partition {seen.number} at {uncovered[:5]}")
+
+
+def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], partitions: list[Seen]) -> Iterator[Finding]:
+    """(c): versions follow one another, and each folds whole updates from where its parent ended."""
+    versions = [decode(whole.value, Version, what="version") for whole in joined(read(log, names["model"], 0))]
+    known, parent, folded = {0}, 0, dict[int, int]()
+    for version in versions:
+        known.add(version.version)
+        taken = 0
+        queries = 0
+        for seen in partitions:
+            start, end = folded.get(seen.number, 0), version.folded.get(seen.number, 0)
+            inside = [update for offset, update in seen.updates if start < offset <= end]
+            taken += len(inside)
+            queries += sum(update.events for update in inside)
+            if end < start or (end > start and end not in {offset for offset, _ in seen.updates}):
+                yield Finding("c", f"version {version.version} folds updates[{seen.number}] from {start} to {end}: no whole updates")
+        if version.parent != parent:
+            yield Finding("c", f"version {version.version} follows {version.parent}, but {parent} was the last")
+        if version.version != parent + max(1, -(-taken // rules.round_updates)):
+            yield Finding("c", f"version {version.version} holds {taken} updates more than {parent}")
+        if version.events != queries:
+            yield Finding("c", f"version {version.version} states {version.events} queries, its updates have {queries}")
+        parent, folded = version.version, version.folded
+    for seen in partitions:
+        end = seen.updates[-1][0] if seen.updates else 0
+        if folded.get(seen.number, 0) != end:
+            yield Finding("c", f"updates[{seen.number}] are folded up to {folded.get(seen.number, 0)}, not {end}")
+        if unknown := {score.model_version for score in seen.scores} - known:
+            yield Finding("d", f"scores of partition {seen.number} name versions {sorted(unknown)}, which are not in the log")
+
+
+def _dead_letters_once(log: Log, rules: Rules, names: dict[str, str], partitions: list[Seen]) -> Iterator[Finding]:
+    """(e)"""
+    letters = [decode(record.value, DeadLetter, what="dead letter") for record in read(log, names["dead-letters"], 0)]
+    garbage = {(record.topic, record.partition, record.offset): record for seen in partitions for record in seen.garbage}
+    ours = [letter for letter in letters if letter.source[0] == names["interactions"]]
+    times = Counter(letter.source for letter in ours)
+    for source in garbage.keys() - times.keys():
+        yield Finding("e", f"the malformed record at {source} has no dead letter")
+    for letter in ours:
+        if letter.source not in garbage or times[letter.source] > 1:
+            yield Finding("e", f"{times[letter.source]} dead letters name {letter.source}")
+            continue
+        record = garbage[letter.source]
+        value = record.value or b""
+        if letter.reason not in REASONS or letter.reason != rules.reasons.get(letter.source, letter.reason):
+            yield Finding("e", f"the dead letter of {letter.source} gives {letter.reason}, not {rules.reasons.get(letter.source)}")
+        kept = (letter.key, letter.value, letter.length, letter.digest)
+        head = None if record.value is None else value[: len(letter.value or b"")]
+        if kept != (record.key, head, len(value), hashlib.sha256(value).hexdigest()) or len(letter.value or b"") < min(1024, len(value)):
+            yield Finding("e", f"the dead letter of {letter.source} holds other bytes than the record")
