@@ -307,8 +307,10 @@ def latest(support: Support | None) -> tuple[list[str], list[float]]:
     """Items and ratings of a support set, oldest first; of an item rated again the latest rating counts, in its place."""
     if support is None:
         return [], []
-    interactions = support.interactions
-    last = {item: place for place, (item, _, _) in enumerate(interactions)}
-    if len(last) < len(interactions):
-        interactions = [interactions[place] for place in sorted(last.values())]
-    return [item for item, _, _ in interactions], [rating for _, rating, _ in interactions]
+    items = [item for item, _, _ in support.interactions]
+    ratings = [rating for _, rating, _ in support.interactions]
+    last = {item: place for place, item in enumerate(items)}
+    if len(last) < len(items):
+        kept = sorted(last.values())
+        items, ratings = [items[place] for place in kept], [ratings[place] for place in kept]
+    return items, ratings

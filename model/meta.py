@@ -144,6 +144,8 @@ def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, gradients:
 
 def total(gradients: Sequence[Gradient]) -> Gradient:
     """The sum of the gradients of a round. ``rows`` keep the order in which keys first come."""
+    if len(gradients) == 1:
+        return gradients[0]
     rows = {}
     for table in gradients[0].rows:
         parts = [gradient.rows[table] for gradient in gradients]

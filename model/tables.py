@@ -79,11 +79,13 @@ class Table:
         """As `lookup`, but the keys become part of the version, as long as there is room."""
         found = []
         for key in keys:
-            home = self.home(key)
-            row = self.rows.get(home)
-            if row is None:
-                row = self._append(home, self.initial(home))
-            self.provisional.discard(home)
+            row = self.rows.get(key)
+            if row is None or key in self.provisional:
+                home = self.home(key)
+                row = self.rows.get(home)
+                if row is None:
+                    row = self._append(home, self.initial(home))
+                self.provisional.discard(home)
             found.append(row)
         return found
 
@@ -94,10 +96,10 @@ class Table:
             row = self.rows.get(key)
             if row is None:
                 row = self._append(key, self.values.new_zeros(self.width))
-            self.provisional.discard(key)
             rows.append(row)
+        self.provisional.difference_update(keys)
         if rows:
-            self.values[rows] = values.to(self.values.dtype)
+            self.values[torch.tensor(rows)] = values.to(self.values.dtype)
 
     def trim(self) -> None:
         """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
