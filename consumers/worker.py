@@ -13,6 +13,7 @@ import numpy as np
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
+from model import history
 from model.memory import user_spread
 from model.meta import adapt, differentiate
 from model.tasks import Task
@@ -225,9 +226,7 @@ class Worker:
         tasks = []
         for user in partition.support.draw(self.settings.rehearsal.users, generator):
             items, ratings = latest(partition.support.get(user))
-            cut = int(generator.integers(len(items)))
-            end = cut + self.settings.rehearsal.query
-            tasks.append(Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end]))
+            tasks.append(history.cut_task(user, items, ratings, self.settings.rehearsal.query, generator))
         return tasks
 
     def _scores(self, number: int, step: int, taken: Sequence[Taken], scored: Sequence[tuple[float, float | None]]) -> list[Message]:
@@ -309,8 +308,4 @@ def latest(support: Support | None) -> tuple[list[str], list[float]]:
         return [], []
     items = [item for item, _, _ in support.interactions]
     ratings = [rating for _, rating, _ in support.interactions]
-    last = {item: place for place, item in enumerate(items)}
-    if len(last) < len(items):
-        kept = sorted(last.values())
-        items, ratings = [items[place] for place in kept], [ratings[place] for place in kept]
-    return items, ratings
+    return history.latest(items, ratings)

@@ -1,0 +1,28 @@
+"""From what a user did to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.tasks import Task
+
+
+def latest(items: list[str], ratings: list[float]) -> tuple[list[str], list[float]]:
+    """A history, oldest first, with each item once: of an item rated again the latest rating counts, in its place."""
+    last = {item: place for place, item in enumerate(items)}
+    if len(last) == len(items):
+        return items, ratings
+    kept = sorted(last.values())
+    return [items[place] for place in kept], [ratings[place] for place in kept]
+
+
+def cut_task(user: str, items: Sequence[str], ratings: Sequence[float], query: int, generator: np.random.Generator) -> Task:
+    """The task of a rehearsed user: the history, of one interaction at least, is cut at random; what stands before the cut is support.
+
+    The query is what follows, ``query`` interactions at most. Every place is as likely a cut, the first too, where a new user stands.
+    """
+    cut = int(generator.integers(len(items)))
+    end = cut + query
+    return Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end])
