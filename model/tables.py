@@ -46,8 +46,11 @@ class Table:
         return len(self.rows) - len(self.provisional)
 
     def home(self, key: str) -> str:
-        """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full."""
-        if self.known < self.max_rows or (key in self.rows and key not in self.provisional):
+        """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full.
+
+        Keys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
+        """
+        if "=" not in key or self.known < self.max_rows or (key in self.rows and key not in self.provisional):
             return key
         feature = key.partition("=")[0]
         return f"{feature}~{int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % self.overflow_rows}"
