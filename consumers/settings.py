@@ -105,7 +105,7 @@ class WorkerSettings(Section):
     micro_batch: int = setting(
         16, "Events of one partition scored at one model version, and committed together.", "events", ge=1, le=65_536
     )
-    support_size: int = setting(50, "Interactions kept for each user, the last ones.", "interactions", ge=1, le=10_000)
+    support_size: int = setting(100, "Interactions kept for each user, the last ones.", "interactions", ge=1, le=10_000)
     max_users: int = setting(
         0, "Users held for each partition; one more, and the user silent for longest is forgotten. 0 is without bound.", "users", ge=0
     )
@@ -129,7 +129,7 @@ class RehearsalSettings(Section):
     """Gradients from the support sets of earlier users, so that the model does not learn from the last burst alone."""
 
     users: int = setting(64, "Users drawn for each meta-update; 0 is off.", "users", ge=0, le=65_536)
-    query: int = setting(1, "Held-out interactions of a rehearsed user, the rest is its support.", "interactions", ge=1, le=1000)
+    query: int = setting(5, "Interactions of a rehearsed user that are scored from those before them.", "interactions", ge=1, le=1000)
 
     @property
     def enabled(self) -> bool:

@@ -68,8 +68,10 @@ class Mamo:
         self.dtype = dtype
         self.closed_form = settings.local == "closed_form"
         d = settings.embedding_size
-        # A user without any declared feature still has a profile: the embedding of knowing nothing.
-        user_schema = schema.user or {"profile": Feature(kind="categorical")}
+        # Where no feature is declared there still is a profile: the embedding of knowing nothing.
+        nothing = {"profile": Feature(kind="categorical")}
+        user_schema = schema.user or nothing
+        item_schema = {name: feature for name, feature in schema.item.items() if settings.item_id or feature.kind != "id"} or nothing
         common = {"deviation": 0.1, "zero_from": d, "seed": seed, "max_rows": settings.max_rows, "overflow_rows": settings.overflow_rows}
         self.user_table = Table("user", d, **common)  # type: ignore[arg-type]
         # The last column is the bias of an item, the sum over its features.
@@ -77,10 +79,10 @@ class Mamo:
         for table in (self.user_table, self.item_table):
             table.values = table.values.to(dtype)
         self.users = Profiles(user_schema, self.user_table, remember=settings.max_profiles)
-        self.items = Profiles(schema.item, self.item_table, remember=settings.max_profiles)
+        self.items = Profiles(item_schema, self.item_table, remember=settings.max_profiles)
 
         generator = torch.Generator().manual_seed(seed)
-        phi = self._initial(len(user_schema) * d, len(schema.item) * d, generator)
+        phi = self._initial(len(user_schema) * d, len(item_schema) * d, generator)
         self.shapes = {name: value.shape for name, value in phi.items()}
         self.set_vector(torch.cat([value.flatten() for value in phi.values()]).to(dtype))
         self.user_names = [name for name in self.phi if name.startswith("user.")]

@@ -76,6 +76,7 @@ class ModelSettings(BaseModel):
 
     # Sizes
     embedding_size: int = Field(default=12, ge=1, le=1024, description="d_e, width of user and item embeddings [numbers]")
+    item_id: bool = Field(default=True, description="whether features of kind id count; the paper knows an item by its content alone")
     layers: int = Field(default=1, ge=1, le=4, description="fully connected layers of the user and of the item network [layers]")
     rating_layers: int = Field(
         default=1, ge=1, le=4, description="fully connected layers of the rating network (gradient steps only) [layers]"
@@ -101,7 +102,9 @@ class ModelSettings(BaseModel):
     )
 
     # Local adaptation by gradient steps, Eq. 9-11
-    tau: float = Field(default=0.1, ge=0, le=100, description="scale at which the user-embedding memory shifts the user network, Eq. 9")
+    tau: float = Field(
+        default=100.0, ge=0, le=1_000_000, description="scale at which the user-embedding memory shifts the user network, Eq. 9"
+    )
     inner_rate: float = Field(default=0.01, gt=0, le=10, description="rho, rate of the inner gradient steps, Eq. 11")
     inner_steps: int = Field(default=0, ge=0, le=100, description="inner gradient steps, Eq. 11 [steps]")
     inner_clip: float = Field(default=0.0, ge=0, description="bound on the norm of a user's inner gradient; 0 is none")
@@ -119,7 +122,7 @@ class ModelSettings(BaseModel):
         description="at the start, how fast a rating loses weight with k newer ones, (1 + k)^-recency; 0 is not at all",
     )
     task_step: float = Field(
-        default=0.1, ge=0, le=100, description="rate of the one gradient step that stands for adapting M_uI where no inner step does"
+        default=1.0, ge=0, le=100, description="rate of the one gradient step that stands for adapting M_uI where no inner step does"
     )
 
     # Memories, Eq. 3-8
@@ -192,6 +195,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The equations literally, at the sizes of the paper's reference code. docs/decisions/0002-presets.md records each difference.
     "paper": {
         "model": {
+            "item_id": False,
             "embedding_size": 100,
             "layers": 2,
             "rating_layers": 2,
@@ -217,7 +221,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "prior_decay": 0.0,
             "reduction": "sum",
         },
-        "schema": {"item": {}},
         "rehearsal": {"users": 0},
     },
 }
