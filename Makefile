@@ -59,8 +59,8 @@ evaluate: data ## the paper's protocol: the four scenarios of warm and cold user
 kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scores must not change
 	$(BIN)/python -m benchmarks.kill_demo $(ARGS)
 
-bench: $(ENV) ## measure speed
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(ENV) ## measure speed: the embedded log
+	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
 
 env: $(ENV) ## make or renew the environment in .venv
 

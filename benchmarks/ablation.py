@@ -71,7 +71,7 @@ def run(variant: Variant, out: Path, events: int, *, restart: bool) -> Path:
         sets = [word for each in (*variant.sets, "metrics.enabled=false") for word in ("--set", each)]
         program = str(Path(sys.executable).with_name("coldstream"))
         command = [program, "demo", "--out", str(folder), "--events", str(events), *sets]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a command of our own
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{variant.name}: exit code {done.returncode}\n{done.stderr}")
     return folder
@@ -86,7 +86,7 @@ def read(folder: Path) -> tuple[ScoredRun, dict[str, Any]]:
 def compare(run: ScoredRun, base: ScoredRun) -> dict[str, float | None]:
     """Errors of a run, and its paired difference to ``base`` on the events that both scored."""
     both = run.scored & base.scored
-    few = both & (run.earlier >= 1) & (run.earlier <= 5)  # noqa: PLR2004 - the group 1-5 of the reports
+    few = both & (run.earlier >= 1) & (run.earlier <= 5)
     whole = errors(run.rating[both], run.score[both], run.user[both])
     change = (np.abs(run.score - run.rating) - np.abs(base.score - base.rating))[both]
     return {
