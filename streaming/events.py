@@ -147,7 +147,8 @@ class Version(msgspec.Struct, frozen=True):
 
     ``folded`` is the offset after the last update folded, for each partition of ``updates``. ``settings`` is the digest of the
     settings that the values depend on. A snapshot is a version without a parent, which holds every value; its ``position`` is an offset of
-    ``model`` from which all later versions can be read. ``events`` counts the queries folded since the parent, ``made_at`` is in milliseconds.
+    ``model`` from which all later versions can be read. ``events`` counts the queries folded since the parent, ``made_at`` is in
+    milliseconds since the epoch.
     """
 
     version: int
