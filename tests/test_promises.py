@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from consumers.lockstep import Progress
 from consumers.opening import connect
 from consumers.settings import Settings
+from streaming.errors import Fenced
 from tests.small_runs import Stream, fill, run, small
 from tests.verify import Finding, Rules, verify
 
@@ -81,3 +83,21 @@ def test_with_a_prefix_and_a_group_of_its_own(tmp_path: Path) -> None:
     assert findings(settings) == []
     with connect(settings) as log:
         assert len(verify(log, Rules(group="g", prefix="a."))) > 0, "by another scale, other events are valid"
+
+
+def test_two_at_once_are_kept_apart_by_fencing(tmp_path: Path) -> None:
+    """A second run starts while the first is between two steps: it does all that is left, and the first can commit nothing more."""
+    settings = small(tmp_path / "log.db")
+    stream = Stream(300, seed=8)
+    fill(settings, stream.messages)
+    steps = []
+
+    def another(progress: Progress) -> None:
+        steps.append(progress.done)
+        if len(steps) == 5:
+            run(settings)
+
+    with pytest.raises(Fenced):
+        run(settings, on_step=another)
+    assert steps == [16, 32, 48, 64, 80]
+    assert findings(settings) == []

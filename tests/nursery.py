@@ -1,0 +1,85 @@
+"""A process that has everything imported and starts runs as children of its own, to be killed: importing takes longer than a small run.
+
+Each line on its input is a run, as JSON: [settings, journal]. It answers with the run's process id, "ready" as it begins, "step"
+after each step, and "ended CODE", negative for the signal that killed it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from consumers.lockstep import Progress
+from consumers.settings import Settings
+from tests.small_runs import run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Nursery:
+    """The test's side of it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, settings: Settings, journal: Path) -> int:
+        """Start a run; returns its process id."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([settings.model_dump(mode="json", by_alias=True), str(journal)]) + "\n")
+        self._process.stdin.flush()
+        return int(self.line())
+
+    def line(self) -> str:
+        """What it says next."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> int:
+        """Wait for the run's end; returns its exit code."""
+        while not (line := self.line()).startswith("ended"):
+            assert line, "the nursery itself has ended"
+        return int(line.split()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(30)
+
+
+def child(settings: dict[str, Any], journal: str) -> None:
+    """A run, from start to end."""
+
+    def tell(_: Progress) -> None:
+        os.write(1, b"step\n")
+
+    # The child says its own number, so that it stands before whatever else the child says.
+    os.write(1, b"%d\nready\n" % os.getpid())
+    run(Settings.model_validate(settings), Path(journal), on_step=tell)
+
+
+if __name__ == "__main__":
+    for order in sys.stdin:
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                child(*json.loads(order))
+                code = 0
+            finally:
+                os._exit(code)
+        os.write(1, b"ended %d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
