@@ -96,3 +96,5 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
     logging.captureWarnings(capture=True)
     # A client's own chatter is of use only when something is being looked for.
     logging.getLogger("kafka").setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
+    # What matplotlib says at debug is about its fonts.
+    logging.getLogger("matplotlib").setLevel(max(number, logging.WARNING))

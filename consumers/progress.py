@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from consumers.lockstep import Progress as Step
+    from consumers.replayer import Progress as Share
 
 LINE_SECONDS = 15.0
 
@@ -56,6 +57,33 @@ class StepBar:
     def __enter__(self) -> Self:
         self._bar.start()
         self._began = self._told = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+
+class ShareBar:
+    """Shows how much of a file is done, on a terminal only; used with ``with``."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[sent]:,} sent"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=1.0, sent=0)
+
+    def update(self, progress: Share) -> None:
+        """Take in how far it is."""
+        self._bar.update(self._task, completed=progress.share, sent=progress.events)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -144,7 +144,7 @@ class ModelSettings(BaseModel):
     network_rate: float = Field(default=0.0001, ge=0, le=10, description="lambda of the user and item networks")
     row_rate: float = Field(default=0.001, gt=0, le=10, description="lambda of the rows of embedding tables")
     scalar_rate: float = Field(default=0.003, gt=0, le=10, description="lambda of precisions, recency and gate")
-    mean_rate: float = Field(default=0.01, gt=0, le=10, description="lambda of the mean rating, which starts at the middle of the scale")
+    mean_rate: float = Field(default=0.03, gt=0, le=10, description="lambda of the mean rating, which starts at the middle of the scale")
     weight_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of embedding rows and item biases")
     prior_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of the networks")
     reduction: Literal["mean", "sum"] = Field(

@@ -210,7 +210,9 @@ def flat(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 def render_table(report: Report) -> Table:
     """The results as a table for the terminal: each error with its standard error."""
-    table = Table(title=f"{report.events:,} events, each scored before it was learned from", title_justify="left")
+    of = f" of {report.events:,}" if report.unscored else ""
+    scored = f"{report.events - report.unscored:,}{of} events"
+    table = Table(title=f"{scored}, each scored before it was learned from", title_justify="left")
     table.add_column("")
     for name in report.results:
         table.add_column(NAMES.get(name, name), justify="right")

@@ -22,8 +22,11 @@ def command(
         Path, typer.Option(metavar="FOLDER", help="The data set: RecBole's files (make data fetches them), or MovieLens-1M's.")
     ] = Path("data/ml-100k"),
     seeds: Annotated[int, typer.Option(min=1, help="How many runs, each with its own seed, from the setting seed on.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="How often each warm user is trained on.")] = 12,
-    batch: Annotated[int, typer.Option(min=1, help="Users in one meta-update.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each warm user is trained on.")] = 15,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Users in one meta-update; default: 16, and 2 where their gradients are summed (preset paper)."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where to write the results, too.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -45,6 +48,8 @@ def command(
         settings = content_only(settings)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+    # A sum grows with the batch, and with it the step: rates that bear 2 users run away with 16.
+    batch = batch or (2 if settings.model.reduction == "sum" else 16)
     loaded = load(data, settings.event_limits())
     with EpochBar(console(), runs=seeds, epochs=epochs) as bar:
         report = evaluate(settings, loaded, seeds=seeds, epochs=epochs, batch=batch, on_epoch=bar.epoch)

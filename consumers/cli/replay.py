@@ -70,19 +70,25 @@ def command(
     pace = _pace(rate)
     source = _source(file, into, id_column, settings)
     topics = topics_of(settings)
+    from rich.console import Console
+
+    from consumers.progress import ShareBar
+
     with Stop() as stop, connect(settings, create=True) as log:
         log.create(topics.values())
-        result = replay(
-            log,
-            source,
-            topics,
-            into=into.value,
-            group=settings.group_id,
-            rate=pace,
-            sort_by_time=sort_by_time,
-            restart=restart,
-            stop=stop.__bool__,
-        )
+        with ShareBar(Console(stderr=True), file.name) as bar:
+            result = replay(
+                log,
+                source,
+                topics,
+                into=into.value,
+                group=settings.group_id,
+                rate=pace,
+                sort_by_time=sort_by_time,
+                restart=restart,
+                on_progress=bar.update,
+                stop=stop.__bool__,
+            )
         refused = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.dead_letters.items()))
         typer.echo(f"{into.value}: {result.events:,} sent in all, {result.sent:,} lines in this run, {result.skipped:,} before")
         if refused:

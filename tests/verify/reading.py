@@ -62,16 +62,18 @@ class Event(NamedTuple):
 
 def event_of(record: Record, scale: tuple[float, float], partitions: int) -> Event | None:
     """The event that a record holds, None where it holds none. Plain checks, for events without exotic but lawful spellings."""
-    if not record.value or record.key is None:
+    if not record.value or record.key is None or len(record.value) > 65_536:
         return None
     try:
         fields: Any = json.loads(record.value) if record.value[:1] == b"{" else msgpack.unpackb(record.value)
         user, item, rating, timestamp = (fields[name] for name in ("user", "item", "rating", "timestamp"))
+        few = len(fields) <= 256
     except Exception:  # noqa: BLE001 - whatever goes wrong in reading it, it is no event
         return None
     user, item = (str(name) if type(name) is int else name for name in (user, item))
     right = (
-        all(isinstance(name, str) and name and name == name.strip() and len(name.encode()) <= 256 for name in (user, item))
+        few
+        and all(is_id(name) for name in (user, item))
         and type(rating) in (int, float)
         and math.isfinite(rating)
         and scale[0] <= rating <= scale[1]
@@ -81,3 +83,8 @@ def event_of(record: Record, scale: tuple[float, float], partitions: int) -> Eve
         and (murmur2(record.key) & 0x7FFFFFFF) % partitions == record.partition
     )
     return Event(record.offset, user, item, float(rating), timestamp) if right else None
+
+
+def is_id(name: object) -> bool:
+    """Whether it is text that may name a user or item."""
+    return isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name.encode()) <= 256
