@@ -96,14 +96,13 @@ def killed(demo: Demo, moments: list[int], dice: random.Random, bar: Progress) -
         process.wait()
 
 
-def compare(calm: Report, killed: Report, kills: int, micro_batch: int) -> tuple[Table, bool]:
-    """Both runs side by side, and whether the second kept the promise."""
+def compare(calm: Report, killed: Report, events: int, kills: int) -> tuple[Table, bool]:
+    """Both runs over so many events side by side, and whether the second kept the promise."""
     table = Table("", "undisturbed", f"killed {kills} times", "", title="kill -9")
-    bound = calm.events + kills * micro_batch
-    repeated = killed.events_processed is not None and calm.events <= killed.events_processed <= bound
+    bound = events + kills * int(killed.settings["worker"]["micro_batch"])
+    repeated = killed.events_processed is not None and events <= killed.events_processed <= bound
     held = {
-        "events": (calm.events, killed.events, killed.events == calm.events),
-        "scores": (calm.scores, killed.scores, killed.scores == calm.scores == calm.events),
+        "scores": (calm.scores, killed.scores, killed.scores == calm.scores == events),
         "scores_sha256": (calm.scores_sha256[:16], killed.scores_sha256[:16], killed.scores_sha256 == calm.scores_sha256),
         "MAE": tuple(f"{report.results['coldstream'].mae:.6f}" for report in (calm, killed)),
         "runs": (calm.runs, killed.runs),
@@ -146,7 +145,7 @@ def main(
         console.print(f"kill-demo: {error}", style="red")
         raise typer.Exit(1) from None
     reports = [read_report(demo.out / "report.json") for demo in demos]
-    table, kept = compare(reports[0], reports[1], kills, int(reports[0].settings["worker"]["micro_batch"]))
+    table, kept = compare(reports[0], reports[1], total, kills)
     console.print(table)
     if not kept:
         console.print("kill-demo: the killed run is not the undisturbed one", style="red")
