@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, softplus
 
 from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
@@ -192,21 +193,22 @@ class Mamo:
             return Prediction(score, None, attention, p_u, *written, mixing, None, None)
 
         # The last layer, exactly (the design's closed form).
-        prior, profile_prior = self._prior(fast, p_u[task], attention[task])
+        e_u = self._network(fast, "user", settings.layers, p_u[task][:, None])
+        prior, profile_prior = self._prior(fast, e_u, attention[task])
         precision = phi["log_precision"].exp()
         weight = precision * batch.support_mask
         if "recency" in phi:
-            weight = weight * (1 + batch.newer) ** -torch.nn.functional.softplus(phi["recency"])
-        residual = batch.support_ratings - phi["mean"] - bias[batch.support_items]
-        x = self._features(fast, p_u[task], p_i, batch.support_items)
-        posterior = Posterior(x, residual, weight, phi["log_prior"].exp(), prior)
-        on_query, variance = posterior.predict(self._features(fast, p_u[task], p_i, batch.query_items))
-        score = phi["mean"] + bias[batch.query_items] + on_query
+            weight = weight * (1 + batch.newer) ** -softplus(phi["recency"])
+        items, n = torch.cat([batch.support_items, batch.query_items], 1), batch.support_items.shape[1]
+        x, offset = self._features(fast, e_u, p_i, items), phi["mean"] + bias[items]
+        posterior = Posterior(x[:, :n], batch.support_ratings - offset[:, :n], weight, phi["log_prior"].exp(), prior)
+        on_query, variance = posterior.predict(x[:, n:])
+        score = offset[:, n:] + on_query
         return Prediction(score, variance + 1 / precision, attention, p_u, *written, mixing, posterior.mean, profile_prior)
 
     def _network(self, theta: Weights, name: str, layers: int, x: Tensor) -> Tensor:
         """Fully connected layers; weights and biases may have a leading dimension of tasks, which x (B, n, in) then has as well."""
-        act = {"relu": torch.relu, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus}[self.settings.activation]
+        act = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}[self.settings.activation]
         for layer in range(layers):
             bias = theta[f"{name}.{layer}.bias"]
             x = x @ theta[f"{name}.{layer}.weight"] + (bias[:, None] if bias.dim() > 1 else bias)
@@ -214,33 +216,34 @@ class Mamo:
                 x = act(x)
         return x
 
-    def _mixed(self, fast: Weights, p_u: Tensor, e_i: Tensor) -> Tensor:
-        """Eq. 1 and the inside of Eq. 2: M_uI [e_u, e_i] (B, n, d_e) of users (B, d_u) and their items (B, n, d_e)."""
-        e_u = self._network(fast, "user", self.settings.layers, p_u[:, None])
-        d = self.settings.embedding_size
-        if "mixing" not in fast:
-            return e_i if self.closed_form else torch.cat([e_u.expand_as(e_i), e_i], -1)
-        mixing = fast["mixing"].mT
-        return e_u @ mixing[:, :d] + e_i @ mixing[:, d:]
-
     def _rate(self, fast: Weights, p_u: Tensor, p_i: Tensor) -> Tensor:
-        """Eq. 2: scores (B, n) of items with profiles (B, n, d_i)."""
+        """Eq. 1 and 2 with a rating network: scores (B, n) of items with profiles (B, n, d_i) for users with profiles (B, d_u)."""
+        e_u = self._network(fast, "user", self.settings.layers, p_u[:, None])
         e_i = self._network(fast, "item", self.settings.layers, p_i)
-        return self._network(fast, "rating", self.settings.rating_layers, self._mixed(fast, p_u, e_i))[..., 0]
+        both = torch.cat([e_u.expand_as(e_i), e_i], -1)
+        if "mixing" in fast:
+            both = both @ fast["mixing"].mT
+        return self._network(fast, "rating", self.settings.rating_layers, both)[..., 0]
 
-    def _features(self, fast: Weights, p_u: Tensor, p_i: Tensor, items: Tensor) -> Tensor:
-        """Features x (B, n, F) of the items numbered (B, n) for their tasks' users, the constant last."""
+    def _features(self, fast: Weights, e_u: Tensor, p_i: Tensor, items: Tensor) -> Tensor:
+        """Features x (B, n, F) of the items numbered (B, n): M_uI [e_u, e_i], the inside of Eq. 2, and the constant 1.
+
+        As [e_i, 1] times a matrix of the user's own, so that e_u (B, 1, d_e) enters once a task and not once an item. Without M_uI the
+        features are e_i: what e_u could add to every item alike is the constant's business.
+        """
         if fast["item.0.weight"].dim() == 2:
-            e_i = self._network(fast, "item", self.settings.layers, p_i)[items]
+            # Shared by all tasks: each item's embedding is computed once.
+            x = pad(self._network(fast, "item", self.settings.layers, p_i), (0, 1), value=1.0)[items]
         else:
-            e_i = self._network(fast, "item", self.settings.layers, p_i[items])
-        x = self._mixed(fast, p_u, e_i)
-        return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+            x = pad(self._network(fast, "item", self.settings.layers, p_i[items]), (0, 1), value=1.0)
+        if "mixing" not in fast:
+            return x
+        of_user, of_item = fast["mixing"].mT.chunk(2, 1)
+        return x @ torch.cat([pad(of_item, (0, 1)), pad(e_u @ of_user, (0, 1), value=1.0)], 1)
 
-    def _prior(self, fast: Weights, p_u: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def _prior(self, fast: Weights, e_u: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The prior mean w0 (B, F) of the last layer: what the profile predicts, plus what M_w remembers of users like this one, gated."""
-        e_u = self._network(fast, "user", self.settings.layers, p_u[:, None])[:, 0]
-        of_profile = e_u @ fast["prior.weight"] + fast["prior.bias"]
+        of_profile = e_u[:, 0] @ fast["prior.weight"] + fast["prior.bias"]
         if not self.settings.task_memory:
             return of_profile, of_profile
         return of_profile + fast["gate"] * (attention @ self.memory.weights), of_profile
@@ -258,8 +261,9 @@ class Mamo:
         def predict(weights: Weights) -> Tensor:
             if not self.closed_form:
                 return self._rate(weights, p_u, p_i[batch.support_items])
-            x = self._features(weights, p_u, p_i, batch.support_items)
-            of_profile, _ = self._prior(weights, p_u, p_u.new_zeros(tasks, len(self.memory.weights)))
+            e_u = self._network(weights, "user", settings.layers, p_u[:, None])
+            x = self._features(weights, e_u, p_i, batch.support_items)
+            of_profile, _ = self._prior(weights, e_u, p_u.new_zeros(tasks, len(self.memory.weights)))
             return weights["mean"] + bias[batch.support_items] + (x @ of_profile[..., None])[..., 0]
 
         return gradient_steps(

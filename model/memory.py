@@ -88,7 +88,7 @@ class Writes:
         )
 
     @classmethod
-    def of_user(
+    def of_users(
         cls,
         settings: ModelSettings,
         centre: Tensor,
@@ -98,32 +98,47 @@ class Writes:
         mixing_change: Tensor,
         weights: Tensor,
     ) -> Self:
-        """The write of one user with attention a_u (K,).
+        """The writes of users with attention a_u (U, K), one after the other, as one.
 
-        Eq. 5 takes ``p_u`` (d_u,), Eq. 6 the ``gradient`` of the query loss at the adapted theta_u, Eq. 8 ``mixing_change``, what
-        adaptation added to M_uI; M_w takes, in the form of Eq. 5, ``weights``, the adapted w less what the profile predicted of it.
+        Eq. 5 takes ``p_u`` (U, d_u), Eq. 6 the ``gradient`` (U, size) of the query loss at the adapted theta_u, Eq. 8 ``mixing_change``
+        (U, d_e, 2 d_e), what adaptation added to M_uI; M_w takes, in the form of Eq. 5, ``weights`` (U, F), the adapted w less what the
+        profile predicted of it.
 
         The paper lets a row forget at one rate, (1 - alpha) M_P, attended to or not. Gated, it forgets as it is written: 1 - alpha a_u.
         A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
         """
         alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
-
-        def decay(step: float) -> Tensor:
-            return 1 - step * attention if settings.gated else (1 - step) * torch.ones_like(attention)
-
+        users, rows = attention.shape
         looked = p_u - centre if settings.centred else p_u
-        outer = gamma * torch.outer(attention, attention)
+
+        def decays(step: float) -> Tensor:
+            return 1 - step * attention if settings.gated else torch.full_like(attention, 1 - step)
+
+        def rows_of(step: float, values: Tensor) -> tuple[Tensor, Tensor]:
+            # What a user writes is what is left of it once those after it have written: the product of their decays.
+            left = torch.cat([decays(step), attention.new_ones(1, rows)]).flip(0).cumprod(0).flip(0)
+            return left[0], (left[1:] * step * attention).T @ values
+
+        still = (1 - alpha / rows) ** torch.arange(users, -1, -1, dtype=p_u.dtype)
+        own = torch.diag_embed(decays(gamma)) + gamma * attention[:, :, None] * attention[:, None]
+        mixing_map, mixing = torch.eye(rows, dtype=p_u.dtype), torch.zeros(rows, *mixing_change.shape[1:], dtype=p_u.dtype)
+        for user in range(users):
+            mixing_map = own[user] @ mixing_map
+            mixing = torch.einsum("jk,kab->jab", own[user], mixing) + gamma * attention[user, :, None, None] * mixing_change[user]
+        profile_decay, profile = rows_of(alpha, looked)
+        gradient_decay, of_gradient = rows_of(beta, gradient)
+        weights_decay, of_weights = rows_of(gamma, weights)
         return cls(
-            profile_decay=decay(alpha),
-            profile=alpha * torch.outer(attention, looked),
-            centre_decay=torch.tensor(1 - alpha / len(attention), dtype=p_u.dtype),
-            centre=alpha / len(attention) * p_u,
-            gradient_decay=decay(beta),
-            gradient=beta * torch.outer(attention, gradient),
-            mixing_map=torch.diag(decay(gamma)) + outer,
-            mixing=gamma * attention[:, None, None] * mixing_change,
-            weights_decay=decay(gamma),
-            weights=gamma * torch.outer(attention, weights),
+            profile_decay=profile_decay,
+            profile=profile,
+            centre_decay=still[0],
+            centre=alpha / rows * still[1:] @ p_u,
+            gradient_decay=gradient_decay,
+            gradient=of_gradient,
+            mixing_map=mixing_map,
+            mixing=mixing,
+            weights_decay=weights_decay,
+            weights=of_weights,
         )
 
     def then(self, later: Self) -> Self:

@@ -111,35 +111,32 @@ def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, gradients:
     Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of the user's last task.
     """
     settings, memory = model.settings, model.memory
-    writes = Writes.nothing(memory)
     supported = batch.support_mask.any(1).tolist()
     last = {user: task for task, user in enumerate(batch.user_of.tolist()) if supported[task] and batch.users[user] in writers}
-    by_user = torch.zeros(len(batch.users), dtype=model.dtype).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)
-    flat = torch.cat([gradient.flatten(1) for gradient in gradients[: len(prediction.theta_u)]], 1)
+    users = torch.tensor(sorted(last), dtype=torch.int64)
+    tasks = torch.tensor([last[user] for user in sorted(last)], dtype=torch.int64)
+    queries = batch.query_mask.new_zeros(len(batch.users)).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)
+    of_theta = torch.cat([gradient.flatten(1) for gradient in gradients[: len(prediction.theta_u)]], 1)
     if settings.adapts_inner_layers:
-        flat = torch.zeros(len(batch.users), flat.shape[1], dtype=model.dtype).index_add_(0, batch.user_of, flat)
-    for user in sorted(last):
-        task = last[user]
-        change = torch.zeros_like(memory.mixing[0])
-        if prediction.mixing is not None and prediction.mixing_read is not None:
-            if settings.adapts_inner_layers:
-                change = prediction.mixing[task].detach() - prediction.mixing_read[user].detach()
-            else:
-                change = -settings.task_step * gradients[-1][user] / by_user[user]
-        weights = torch.zeros_like(memory.weights[0])
-        if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-            weights = (prediction.last_layer[task] - prediction.last_layer_prior[task]).detach()
-        one = Writes.of_user(
-            settings,
-            memory.centre,
-            prediction.attention[user].detach(),
-            prediction.p_u[user].detach(),
-            flat[user] / by_user[user],
-            change,
-            weights,
-        )
-        writes = writes.then(one)
-    return writes
+        of_theta = of_theta.new_zeros(len(batch.users), of_theta.shape[1]).index_add_(0, batch.user_of, of_theta)
+    change = memory.mixing.new_zeros(len(users), *memory.mixing.shape[1:])
+    if prediction.mixing is not None and prediction.mixing_read is not None:
+        if settings.adapts_inner_layers:
+            change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach()
+        else:
+            change = -settings.task_step * gradients[-1][users] / queries[users, None, None]
+    weights = memory.weights.new_zeros(len(users), memory.weights.shape[1])
+    if prediction.last_layer is not None and prediction.last_layer_prior is not None:
+        weights = (prediction.last_layer - prediction.last_layer_prior).detach()[tasks]
+    return Writes.of_users(
+        settings,
+        memory.centre,
+        prediction.attention[users].detach(),
+        prediction.p_u[users].detach(),
+        of_theta[users] / queries[users, None],
+        change,
+        weights,
+    )
 
 
 def total(gradients: Sequence[Gradient]) -> Gradient:

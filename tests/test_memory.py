@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,16 @@ def some_memory(rng: np.random.Generator, rows: int) -> Memory:
     return Memory(**{name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()})
 
 
+def of_user(options: ModelSettings, centre: torch.Tensor, *parts: torch.Tensor) -> Writes:
+    return Writes.of_users(options, centre, *(part[None] for part in parts))
+
+
 def some_write(rng: np.random.Generator, rows: int, options: ModelSettings, centre: torch.Tensor) -> Writes:
     def normal(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(shape))
 
     attention = torch.softmax(3 * normal(rows), 0)
-    return Writes.of_user(options, centre, attention, normal(D_U), normal(THETA), normal(D, 2 * D), normal(F))
+    return of_user(options, centre, attention, normal(D_U), normal(THETA), normal(D, 2 * D), normal(F))
 
 
 def as_one(parts: Memory | Writes) -> np.ndarray:
@@ -112,14 +117,31 @@ def test_in_single_precision_a_long_round_agrees_to_float_tolerance() -> None:
     np.testing.assert_allclose(as_one(composed.apply(single)), as_one(sequential), rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=40)
+@given(users=st.integers(0, 6), **cases)
+def test_the_writes_of_many_users_are_those_of_each_one_after_the_other(
+    users: int, rows: int, gated: bool, centred: bool, lives: float, seed: int
+) -> None:
+    rng, options = np.random.default_rng(seed), options_of(gated, centred, lives)
+    memory = some_memory(rng, rows)
+    shapes = ((users, D_U), (users, THETA), (users, D, 2 * D), (users, F))
+    attention = torch.softmax(torch.from_numpy(rng.standard_normal((users, rows))), 1)
+    parts = [attention, *(torch.from_numpy(rng.standard_normal(shape)) for shape in shapes)]
+    expected = Writes.nothing(memory)
+    for user in range(users):
+        expected = expected.then(of_user(options, memory.centre, *(part[user] for part in parts)))
+    composed = Writes.of_users(options, memory.centre, *parts)
+    np.testing.assert_allclose(as_one(composed), as_one(expected), rtol=1e-9, atol=1e-12)
+
+
 def test_a_half_life_is_the_number_of_fully_attended_writes_that_forget_half() -> None:
     options = ModelSettings(profile_half_life=7.0, gradient_half_life=7.0, task_half_life=7.0, centred=False)
     rng = np.random.default_rng(3)
     before = some_memory(rng, 1)
     after = before
     for _ in range(7):
-        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros
-        after = Writes.of_user(options, before.centre, one, zero(D_U), zero(THETA), zero(D, 2 * D), zero(F)).apply(after)
+        one, zero = torch.ones(1, dtype=torch.float64), partial(torch.zeros, dtype=torch.float64)
+        after = of_user(options, before.centre, one, zero(D_U), zero(THETA), zero(D, 2 * D), zero(F)).apply(after)
     for name in ("profile", "gradient", "weights"):
         np.testing.assert_allclose(getattr(after, name), getattr(before, name) / 2, rtol=1e-6)
     np.testing.assert_allclose(after.mixing, before.mixing, rtol=1e-6)  # M_uI goes back where it was read from
@@ -133,7 +155,7 @@ def test_gated_rows_that_are_not_attended_to_stay_and_literal_ones_fade() -> Non
     parts = [torch.from_numpy(rng.standard_normal(shape)) for shape in ((D_U,), (THETA,), (D, 2 * D), (F,))]
     for gated in (True, False):
         options = options_of(gated, centred=False, lives=2.0)
-        after = Writes.of_user(options, memory.centre, first, *parts).apply(memory)
+        after = of_user(options, memory.centre, first, *parts).apply(memory)
         for name in ("profile", "gradient", "mixing", "weights"):
             row, now = getattr(memory, name)[1], getattr(after, name)[1]
             assert bool((row == now).all()) == gated
