@@ -1,7 +1,8 @@
 """A process that has everything imported and starts runs as children of its own, to be killed: importing takes longer than a small run.
 
-Each line on its input is a run, as JSON: [settings, journal]. It answers with the run's process id, "ready" as it begins, "step"
-after each step, and "ended CODE", negative for the signal that killed it.
+Each line on its input is a run, as JSON: [settings, journal, role]. In lockstep it answers with the run's process id, "ready" as it
+begins, "step" after each step, and "ended CODE", negative for the signal that killed it. A worker or a trainer says its process id alone,
+and is not waited for.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from consumers import logs
+from consumers.live import run_trainer, run_worker
 from consumers.lockstep import Progress
 from consumers.settings import Settings
+from consumers.stop import Stop
+from consumers.system import System
 from tests.small_runs import run
 
+Role = Literal["lockstep", "worker", "trainer"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,10 +39,10 @@ class Nursery:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, settings: Settings, journal: Path) -> int:
+    def start(self, settings: Settings, journal: Path = Path(), role: Role = "lockstep") -> int:
         """Start a run; returns its process id."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([settings.model_dump(mode="json", by_alias=True), str(journal)]) + "\n")
+        self._process.stdin.write(json.dumps([settings.model_dump(mode="json", by_alias=True), str(journal), role]) + "\n")
         self._process.stdin.flush()
         return int(self.line())
 
@@ -62,24 +68,32 @@ class Nursery:
         self._process.wait(30)
 
 
-def child(settings: dict[str, Any], journal: str) -> None:
+def child(settings: dict[str, Any], journal: str, role: Role) -> None:
     """A run, from start to end."""
+    # The child says its own number, so that it stands before whatever else the child says.
+    os.write(1, b"%d\n" % os.getpid())
+    if role != "lockstep":
+        with Stop() as stop, System(Settings.model_validate(settings)) as system:
+            (run_worker if role == "worker" else run_trainer)(system, stop)
+        return
 
     def tell(_: Progress) -> None:
         os.write(1, b"step\n")
 
-    # The child says its own number, so that it stands before whatever else the child says.
-    os.write(1, b"%d\nready\n" % os.getpid())
+    os.write(1, b"ready\n")
     run(Settings.model_validate(settings), Path(journal), on_step=tell)
 
 
 if __name__ == "__main__":
-    for order in sys.stdin:
+    logs.configure("error")  # On standard error, away from the answers.
+    for line in sys.stdin:
+        order = json.loads(line)
         if (pid := os.fork()) == 0:
             code = 1
             try:
-                child(*json.loads(order))
+                child(*order)
                 code = 0
             finally:
                 os._exit(code)
-        os.write(1, b"ended %d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        if order[2] == "lockstep":
+            os.write(1, b"ended %d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(log: Path, **sections: Any) -> Settings:  # noqa: ANN401 - whatever a section may hold
+def small(log: Path, /, **sections: Any) -> Settings:  # noqa: ANN401 - whatever a section may hold
     """Settings of a small run over the embedded log at ``log``; ``sections`` add to them."""
     merged: dict[str, Any] = {"broker": f"embedded:{log}"}
     for name, value in (SMALL | sections).items():

@@ -19,6 +19,7 @@ from consumers.settings import Settings
 from streaming.codec import decode, encode
 from streaming.events import Version
 from streaming.journal import read_journal
+from streaming.log import TopicPartition
 from streaming.scored import read_run
 from tests.nursery import Nursery
 from tests.small_runs import MICRO_BATCH, Stream, fill, small
@@ -104,3 +105,51 @@ def test_killed_at_random_moments_it_ends_as_if_nobody_had_disturbed_it(case: st
     assert history.runs <= KILLS + 1
     assert N <= history.events_processed <= N + KILLS * MICRO_BATCH
     assert read_journal(tmp_path / "calm.jsonl").events_processed == N
+
+
+def test_live_workers_and_trainers_killed_stopped_and_replaced_keep_all_promises_but_the_last(nursery: Nursery, tmp_path: Path) -> None:
+    """Partitions move between workers by kill -9 and by a pause beyond the session's timeout; what the paused one then does is void."""
+    partitions, bursts = 3, 8
+    settings = small(
+        tmp_path / "log.db",
+        topics={"partitions": partitions},
+        worker={"poll_timeout_ms": 20, "linger_ms": 2, "max_users": 11},
+        log={"session_timeout_ms": 1000},
+    )
+    stream = Stream(bursts * 100, seed=12, partitions=partitions)
+    fill(settings, stream.profiles)
+    workers = [nursery.start(settings, role="worker") for _ in range(2)]
+    trainer = nursery.start(settings, role="trainer")
+    dice = random.Random(3)
+    offsets: list[int] = []
+    for burst in range(bursts):
+        offsets += fill(settings, stream.messages[burst * 100 : burst * 100 + 100])
+        time.sleep(dice.uniform(0.05, 0.25))
+        if burst in {1, 3}:
+            os.kill(workers.pop(0), signal.SIGKILL)
+            workers.append(nursery.start(settings, role="worker"))
+        elif burst in {2, 5}:
+            os.kill(trainer, signal.SIGKILL)
+            trainer = nursery.start(settings, role="trainer")
+        elif burst == 4:
+            os.kill(workers[0], signal.SIGSTOP)
+            time.sleep(1.5)
+            os.kill(workers[0], signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    # A promise that is broken for good stays so; one not kept yet only needs time.
+    while (found := findings(settings, reasons=reasons_of(stream, offsets))) or waiting(settings):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for pid in (*workers, trainer):
+        os.kill(pid, signal.SIGTERM)
+    assert found == []
+    assert waiting(settings) == 0
+
+
+def waiting(settings: Settings) -> int:
+    """Interactions that no step has committed yet."""
+    with connect(settings) as log:
+        tps = [TopicPartition("interactions", number) for number in range(settings.topics.partitions)]
+        done = log.committed(settings.group_id, tps)
+        return sum(bounds.end - done.get(tp, 0) for tp, bounds in log.bounds(tps).items())
