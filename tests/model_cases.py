@@ -66,7 +66,22 @@ PAPER: dict[str, Any] = {
 }
 """The equations literally, at sizes that loops and finite differences can bear."""
 
-CLOSED: dict[str, Any] = {"embedding_size": 2, "memory_rows": 3, "local": "closed_form", "recency": 0.4, "task_step": 0.1}
+CLOSED: dict[str, Any] = {
+    "embedding_size": 2,
+    "memory_rows": 3,
+    "local": "closed_form",
+    "loss": "gaussian",
+    "tau": 0.3,
+    "recency": 0.4,
+    "task_step": 0.1,
+    "temperature": 5.0,
+    "centred": True,
+    "gated": True,
+    "profile_half_life": 3.0,
+    "gradient_half_life": 4.0,
+    "task_half_life": 5.0,
+}
+"""The closed form and the repaired memory, whatever the defaults are tuned to."""
 
 
 def small_model(
