@@ -55,13 +55,6 @@ class Diverged(ArithmeticError):
         super().__init__(f"training ran away in epoch {epoch}; lower rates with --set, such as model.learning_rate or model.row_rate")
 
 
-def content_only(settings: Settings) -> Settings:
-    """The settings with the ids of items left out: MAMO and MeLU know an item by its profile alone."""
-    schema = settings.feature_schema
-    item = {name: feature for name, feature in schema.item.items() if feature.kind != "id"}
-    return settings.model_copy(update={"feature_schema": schema.model_copy(update={"item": item})})
-
-
 def model_for(settings: Settings, data: DataSet, seed: int) -> Mamo:
     """A new model that knows the profiles of ``data``."""
     model = new_model(settings.model_copy(update={"seed": seed}))

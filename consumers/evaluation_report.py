@@ -71,7 +71,7 @@ def results_table(report: dict[str, Any]) -> Table:
     for scenario in SCENARIOS:
         for number, (method, results) in enumerate(report["results"].items()):
             found = results[scenario]
-            cells = [shown(found[metric]) for metric in ("mae", "rmse", "ndcg_1", "ndcg_3")]
+            cells = [shown(found["mae"]), shown(found["rmse"]), shown(found["ndcg_1"], digits=3), shown(found["ndcg_3"], digits=3)]
             less = "" if method == "biases" else shown(found["mae_less_biases"], sign="+")
             last = number == len(report["results"]) - 1
             first = number == 0
@@ -79,12 +79,12 @@ def results_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def shown(value: dict[str, float | None], sign: str = "") -> str:
+def shown(value: dict[str, float | None], *, digits: int = 4, sign: str = "") -> str:
     """A mean with its standard error and its deviation over seeds, as far as they are known; a dash where nothing is."""
     if value["mean"] is None:
         return "–"
-    error = "" if value["se"] is None else f" ± {value['se']:.4f}"
-    return f"{value['mean']:{sign}.4f}{error}" + (f" ({value['sd']:.4f})" if value["sd"] else "")
+    error = "" if value["se"] is None else f" ± {value['se']:.{digits}f}"
+    return f"{value['mean']:{sign}.{digits}f}{error}" + (f" ({value['sd']:.{digits}f})" if value["sd"] else "")
 
 
 def write(report: dict[str, Any], path: Path) -> None:

@@ -26,8 +26,8 @@ def by_definition(scores: list[float], ratings: list[float], k: int) -> float:
 
 
 def one(scores: list[float], ratings: list[float], k: int) -> float:
-    row = [torch.tensor([values], dtype=torch.float64) for values in (scores, ratings)]
-    return float(ndcg(*row, torch.ones(1, len(scores)), k)[0])
+    score, rating = (torch.tensor([values], dtype=torch.float64) for values in (scores, ratings))
+    return float(ndcg(score, rating, torch.ones(1, len(scores)), k)[0])
 
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=5)

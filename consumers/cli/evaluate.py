@@ -35,17 +35,14 @@ def command(
     """Train on users' tasks and report the paper's four scenarios: warm or cold user, warm or cold item.
 
     The memories are read-only at test. This is the paper's protocol, not the stream's: see [bold]coldstream report[/bold] for that.
-    docs/evaluation.md says how users and items are split. Its settings are those of the demo; under the preset paper the items have no id.
+    docs/evaluation.md says how users and items are split. Its settings are those of the demo (consumers/demo.toml); --config names others.
     """
     from consumers.datasets import load
     from consumers.demo import SETTINGS
-    from consumers.evaluate import content_only, evaluate
+    from consumers.evaluate import evaluate
     from consumers.evaluation_report import EpochBar, results_table, write
 
-    own = config or ctx.find_root().obj.config
-    settings = configured(ctx, own or SETTINGS, sets, verbose, {"preset": preset}).settings
-    if own is None and settings.preset == "paper":
-        settings = content_only(settings)
+    settings = configured(ctx, config or ctx.find_root().obj.config or SETTINGS, sets, verbose, {"preset": preset}).settings
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     # A sum grows with the batch, and with it the step: rates that bear 2 users run away with 16.
