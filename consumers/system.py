@@ -34,7 +34,8 @@ class System:
 
     def __init__(self, settings: Settings, *, log: Log | None = None) -> None:
         self.settings = settings
-        torch.set_num_threads(settings.cores())
+        # A worker's two lanes share the cores: the step's own gradient and rehearsal's.
+        torch.set_num_threads(max(1, settings.cores() // 2))
         self._stack = ExitStack()
         self.topics = topics_of(settings)
         self.log = log or self._stack.enter_context(connect(settings, create=True))

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
@@ -90,6 +92,8 @@ class Worker:
         self.attention = (0.0, 0.0)
         """Spread of attention over users and of the rows of M_P, as last seen."""
         self._unknown_fields = 0
+        # Threads of torch's own are counted by thread, so the second lane is told how many it may have.
+        self._lane = ThreadPoolExecutor(1, "rehearsal", torch.set_num_threads, (torch.get_num_threads(),))
 
     def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
         """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
@@ -136,6 +140,7 @@ class Worker:
         """Let everything go."""
         for number in list(self.held):
             self.release(number)
+        self._lane.shutdown()
         self.tables.close()
         self.versions.close()
 
@@ -204,18 +209,25 @@ class Worker:
             if not learning:
                 continue
             with stage("gradient"):
+                # Beside each other, on two cores: what is adapted already needs no table, so rehearsal may look up new rows meanwhile.
+                rehearsed = self._lane.submit(self._rehearse, partition, group[0].source[2])
                 writers = waiting & {event.task.user for event in group}
                 waiting -= writers
                 gradient, writes = differentiate(self.model, adapted, writers=writers)
                 learned.lessons.append(Lesson("query", gradient))
+                learned.lessons.extend(rehearsed.result())
                 if writes is not None:
                     composed = writes if learned.writes is None else learned.writes.then(writes)
                     learned = learned._replace(writes=composed, writers=learned.writers + len(writers))
-                if rehearsed := self._rehearsal(partition, group[0].source[2]):
-                    again = adapt(self.model, rehearsed, learning=True)
-                    learned.lessons.append(Lesson("rehearsal", differentiate(self.model, again)[0]))
-                    self.attention = user_spread(again.prediction.attention.detach()), self.model.memory.row_spread()
         return learned
+
+    def _rehearse(self, partition: Partition, offset: int) -> list[Lesson]:
+        """The gradient of rehearsed users, none where there are none."""
+        if not (tasks := self._rehearsal(partition, offset)):
+            return []
+        adapted = adapt(self.model, tasks, learning=True)
+        self.attention = user_spread(adapted.prediction.attention.detach()), self.model.memory.row_spread()
+        return [Lesson("rehearsal", differentiate(self.model, adapted)[0])]
 
     def _rehearsal(self, partition: Partition, offset: int) -> list[Task]:
         """Tasks from stored support sets: each drawn user's history is cut at random, and what follows is scored from what came before.

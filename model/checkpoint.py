@@ -42,8 +42,8 @@ def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Iterable[str
     rows = {}
     for name, table in model.tables.items():
         keys = table.export()[0] if changed is None else list(changed.get(name, ()))
-        moments = optimiser.row_moments[name]
-        rows[name] = (keys, torch.cat([table.values[table.lookup(keys)], moments.values[moments.lookup(keys)]], 1))
+        at = torch.tensor(table.lookup(keys), dtype=torch.int64)
+        rows[name] = (keys, torch.cat([table.values[at], optimiser.moments_of(name)[at]], 1))
     return State(tensors, rows)
 
 
@@ -68,9 +68,10 @@ def load(state: State, model: Mamo, optimiser: Optimiser | None = None, *, whole
             table.clear()
         table.assign(keys, values[:, : table.width])
         if optimiser is not None:
+            moments = optimiser.moments_of(name)
             if whole:
-                optimiser.row_moments[name].clear()
-            optimiser.row_moments[name].assign(keys, values[:, table.width :])
+                moments.zero_()
+            moments[torch.tensor(table.lookup(keys), dtype=torch.int64)] = values[:, table.width :].to(moments.dtype)
     if optimiser is not None:
         optimiser.moments = state.tensors["moments"].to(model.dtype)
         optimiser.count = int(state.tensors["count"])

@@ -16,7 +16,6 @@ from torch import Tensor
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
-from model.tables import Table
 from model.tasks import Batch, Task, collate
 
 
@@ -167,8 +166,8 @@ class Optimiser:
     touched it catches up with what Adam would have done meanwhile. Its second moment has decayed by b2 a step; L2 decay has pulled it to 0
     at the rate that this moment allows. Its momentum would have been spent, so rows have none: a gradient acts at once and in full.
 
-    ``count`` is the number of steps made, Adam's t. ``moments`` (2, size) are those of phi; ``row_moments`` holds, in a table beside each
-    embedding table, the second moment of each row and the step at which it was last touched.
+    ``count`` is the number of steps made, Adam's t. ``moments`` (2, size) are those of phi; ``row_moments`` hold for each embedding table,
+    row by row, (allotted, width + 1): the second moment of each row and the step at which it was last touched.
     """
 
     def __init__(self, model: Mamo, *, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -177,13 +176,7 @@ class Optimiser:
         self.betas = betas
         self.count = 0
         self.moments = model.vector.new_zeros(2, len(model.vector))
-        self.row_moments = {
-            name: Table(f"{name}.moments", table.width + 1, deviation=0, zero_from=0, seed=0, max_rows=2**62, overflow_rows=1)
-            for name, table in model.tables.items()
-        }
-        for name, table in self.row_moments.items():
-            table.values = table.values.to(model.tables[name].values.dtype)
-
+        self.row_moments = {name: table.values.new_zeros(0, table.width + 1) for name, table in model.tables.items()}
         self.rates = self._by_name(settings.network_rate, prior=settings.learning_rate, rating=settings.learning_rate)
         for name in SCALARS:
             self._fill(self.rates, name, settings.mean_rate if name == "mean" else settings.scalar_rate)
@@ -210,20 +203,30 @@ class Optimiser:
         model.set_vector(self._follow(model.vector, gradient.vector * scale))
         changed = {}
         for name, part in gradient.rows.items():
-            table, moments = model.tables[name], self.row_moments[name]
+            table = model.tables[name]
             rows = table.admit(part.keys)
             # Keys past the table's bound share a row, and their gradients add up.
             place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-            unique = torch.tensor(list(place), dtype=torch.int64)
-            summed = part.values.new_zeros(len(unique), table.width)
-            summed.index_add_(0, torch.tensor([place[row] for row in rows], dtype=torch.int64), part.values)
+            at = torch.tensor(list(place), dtype=torch.int64)
+            summed = part.values * scale
+            if len(place) < len(rows):
+                into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
+                summed = summed.new_zeros(len(at), table.width).index_add_(0, into, summed)
+            moments = self.moments_of(name)
+            table.values[at], moments[at] = self._follow_rows(table.values[at], summed, moments[at])
             keys = [table.keys[row] for row in place]
-            at = torch.tensor(moments.admit(keys), dtype=torch.int64)
-            table.values[unique], moments.values[at] = self._follow_rows(table.values[unique], summed * scale, moments.values[at])
             changed[name] = keys
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed
+
+    def moments_of(self, name: str) -> Tensor:
+        """The moments of a table's rows, as many as the table has room for."""
+        moments, allotted = self.row_moments[name], len(self.model.tables[name].values)
+        if len(moments) < allotted:
+            more = moments.new_zeros(allotted - len(moments), moments.shape[1])
+            moments = self.row_moments[name] = torch.cat([moments, more])
+        return moments
 
     def _follow(self, value: Tensor, gradient: Tensor) -> Tensor:
         gradient = gradient + self.decays * value
