@@ -166,8 +166,8 @@ class Optimiser:
     touched it catches up with what Adam would have done meanwhile. Its second moment has decayed by b2 a step; L2 decay has pulled it to 0
     at the rate that this moment allows. Its momentum would have been spent, so rows have none: a gradient acts at once and in full.
 
-    ``count`` is the number of steps made, Adam's t. ``moments`` (2, size) are those of phi; ``row_moments`` hold for each embedding table,
-    row by row, (allotted, width + 1): the second moment of each row and the step at which it was last touched.
+    ``count`` is the number of steps made, Adam's t. ``moments`` (2, size) are those of phi; beside each row of an embedding
+    table, (width + 1,), stand its second moment and the step at which it was last touched (`moments_of`).
     """
 
     def __init__(self, model: Mamo, *, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -176,7 +176,8 @@ class Optimiser:
         self.betas = betas
         self.count = 0
         self.moments = model.vector.new_zeros(2, len(model.vector))
-        self.row_moments = {name: table.values.new_zeros(0, table.width + 1) for name, table in model.tables.items()}
+        for table in model.tables.values():
+            table.beside = table.values.new_zeros(len(table.values), table.width + 1)
         self.rates = self._by_name(settings.network_rate, prior=settings.learning_rate, rating=settings.learning_rate)
         for name in SCALARS:
             self._fill(self.rates, name, settings.mean_rate if name == "mean" else settings.scalar_rate)
@@ -221,11 +222,9 @@ class Optimiser:
         return changed
 
     def moments_of(self, name: str) -> Tensor:
-        """The moments of a table's rows, as many as the table has room for."""
-        moments, allotted = self.row_moments[name], len(self.model.tables[name].values)
-        if len(moments) < allotted:
-            more = moments.new_zeros(allotted - len(moments), moments.shape[1])
-            moments = self.row_moments[name] = torch.cat([moments, more])
+        """The moments of a table's rows, (allotted, width + 1)."""
+        moments = self.model.tables[name].beside
+        assert moments is not None, "the optimiser of another model"  # noqa: S101
         return moments
 
     def _follow(self, value: Tensor, gradient: Tensor) -> Tensor:

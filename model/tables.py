@@ -30,6 +30,8 @@ class Table:
         self.max_rows = max_rows
         self.overflow_rows = overflow_rows
         self.values = torch.zeros(64, width)
+        self.beside: Tensor | None = None
+        """What a learner keeps for each row, (allotted, any width): it moves with the rows, and is 0 for a new one."""
         self.rows: dict[str, int] = {}
         self.keys: list[str] = []
         self.provisional: set[str] = set()
@@ -109,8 +111,11 @@ class Table:
         if not self.provisional or (self.known < self.max_rows and len(self.provisional) < self.max_rows):
             return
         keys, values = self.export()
+        beside = None if self.beside is None else self.beside[[self.rows[key] for key in keys]]
         self.clear()
         self.assign(keys, values)
+        if self.beside is not None and beside is not None:
+            self.beside[: len(keys)] = beside
 
     def clear(self) -> None:
         """Forget every row."""
@@ -118,6 +123,8 @@ class Table:
         self.keys = []
         self.provisional = set()
         self.values = self.values.new_zeros(64, self.width)
+        if self.beside is not None:
+            self.beside = self.beside.new_zeros(64, self.beside.shape[1])
         self.layout += 1
 
     def export(self) -> tuple[list[str], Tensor]:
@@ -129,6 +136,8 @@ class Table:
         row = len(self.rows)
         if row == len(self.values):
             self.values = torch.cat([self.values, torch.zeros_like(self.values)])
+            if self.beside is not None:
+                self.beside = torch.cat([self.beside, torch.zeros_like(self.beside)])
         self.values[row] = value
         self.rows[key] = row
         self.keys.append(key)

@@ -89,7 +89,7 @@ def test_killed_at_random_moments_it_ends_as_if_nobody_had_disturbed_it(case: st
     for kill in range(KILLS):
         pid = nursery.start(killed, tmp_path / "killed.jsonl")
         # The first of them while it starts and restores, the others anywhere in a step, its commit or the trainer's.
-        for _ in range(0 if kill == 0 else dice.randrange(2, 2 * steps // KILLS)):
+        for _ in range(0 if kill == 0 else dice.randrange(2, max(3, steps // KILLS))):
             assert nursery.line()
         time.sleep(dice.uniform(0, 0.06))
         os.kill(pid, signal.SIGKILL)
