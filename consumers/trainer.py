@@ -133,7 +133,7 @@ class Trainer:
     def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], int]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning."""
         oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
-        kept = [lesson for lesson in lessons if lesson.version >= oldest and finite(lesson.gradient)]
+        kept = [lesson for lesson in lessons if lesson.version >= oldest and finite(lesson)]
         if len(kept) < len(lessons):
             logger.warning("updates dropped", dropped=len(lessons) - len(kept), version=self.version)
         return kept, len(lessons) - len(kept)
@@ -181,6 +181,9 @@ def composed(lessons: list[Lesson]) -> Writes | None:
     return writes
 
 
-def finite(gradient: Gradient) -> bool:
-    """Whether no number of a gradient is infinite or NaN."""
-    return all(bool(torch.isfinite(values).all()) for values in (gradient.vector, *(part.values for part in gradient.rows.values())))
+def finite(lesson: Lesson) -> bool:
+    """Whether no number of a gradient, or of the memory writes with it, is infinite or NaN."""
+    tensors = [lesson.gradient.vector, *(part.values for part in lesson.gradient.rows.values())]
+    if lesson.writes is not None:
+        tensors += lesson.writes.tensors().values()
+    return all(bool(torch.isfinite(values).all()) for values in tensors)
