@@ -81,6 +81,11 @@ class ProfileTables:
             tables.append(TopicPartition(self._items.name, 0))
         return self._letters.get(partition, []), {tp: self._reader.position(tp) for tp in tables if tp in self._reported}
 
+    def positions(self, partition: int) -> dict[str, int]:
+        """How far users and items are read, by topic, for the plan of a step of ``partition``."""
+        tables = (TopicPartition(self._users.name, partition), TopicPartition(self._items.name, 0))
+        return {tp.topic: self._reader.position(tp) for tp in tables}
+
     def committed(self, partition: int, positions: dict[TopicPartition, int]) -> None:
         """The step that took `pending` along was committed."""
         self._letters.pop(partition, None)

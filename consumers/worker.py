@@ -163,7 +163,7 @@ class Worker:
                 messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
                 letters, tables = self.tables.pending(number)
                 next_offset = records[-1].offset + 1
-                messages += [*letters, self._position(partition, next_offset, tables)]
+                messages += [*letters, self._position(partition, next_offset)]
                 offsets = {TopicPartition(self.topics["interactions"], number): next_offset, **tables}
             with stage("commit"):
                 partition.writer.commit(messages, offsets, owner)
@@ -269,21 +269,21 @@ class Worker:
         """One update for each lesson, the step's memory writes with the first."""
         messages = []
         source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
-        writes = writes_to_wire(learned.writes)
+        writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
         for kind, gradient in learned.lessons:
             tensors, rows = gradient_to_wire(gradient)
-            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes)
+            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan)
             writes = {}
             key = b"%d" % number
             messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]
         return messages
 
-    def _position(self, partition: Partition, offset: int, tables: dict[TopicPartition, int]) -> Message:
+    def _position(self, partition: Partition, offset: int) -> Message:
         position = Position(
             offset=offset,
             users=partition.support.ordinals_after,
             model_version=self.versions.version,
-            tables={tp.topic: position for tp, position in tables.items()},
+            tables=self.tables.positions(partition.number),
         )
         return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
 

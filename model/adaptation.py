@@ -30,7 +30,10 @@ class Posterior:
         # Lambda > 0 keeps A positive definite, whatever the support: an empty one gives back the prior.
         a = weighted.mT @ x + torch.diag(prior_precision)
         target = (weighted.mT @ residual[..., None])[..., 0] + prior_precision * prior_mean
-        self.factor = torch.linalg.cholesky(a)
+        self.factor, failed = torch.linalg.cholesky_ex(a)
+        if bool(failed.any()):
+            # Only features that have diverged come to this: such a task has no posterior, and the others must not suffer.
+            self.factor = self.factor.masked_fill((failed > 0)[:, None, None], torch.nan)
         self.mean = torch.cholesky_solve(target[..., None], self.factor)[..., 0]
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:

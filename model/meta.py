@@ -37,11 +37,16 @@ class Gradient:
 
 
 class Scores:
-    """Scores and standard deviations (B, q) inside the rating scale; ``sd`` is None where the model has no variance."""
+    """Scores and standard deviations (B, q) inside the rating scale; ``sd`` is None where the model has no variance.
+
+    Where adaptation diverged there is nothing to score from: the middle of the scale, with the width of the scale as its deviation.
+    """
 
     def __init__(self, prediction: Prediction, scale: tuple[float, float]) -> None:
-        self.score = prediction.score.detach().clamp(*scale)
-        self.sd = None if prediction.variance is None else prediction.variance.detach().sqrt()
+        low, high = scale
+        self.score = prediction.score.detach().nan_to_num(nan=(low + high) / 2, posinf=high, neginf=low).clamp(low, high)
+        width = high - low
+        self.sd = None if prediction.variance is None else prediction.variance.detach().sqrt().nan_to_num(nan=width, posinf=width)
 
     def pairs(self) -> list[tuple[float, float | None]]:
         """Score and standard deviation of each task's first query."""
