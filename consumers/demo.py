@@ -43,12 +43,15 @@ class Files(NamedTuple):
 def begin(settings: Settings, out: Path) -> bool:
     """Make the folder ready; say whether an interrupted run goes on there.
 
-    A finished demo, and one begun with other settings, starts anew.
+    A finished demo, and one begun with other settings, starts anew. Raises `SourceError` for a folder with a log that is no demo's, which
+    would be lost.
     """
     files = Files.under(out)
     out.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps(public(settings), indent=1, sort_keys=True)
-    goes_on = files.log.exists() and not files.report.exists() and files.settings.exists() and files.settings.read_text() == wanted
+    if files.log.exists() and not files.settings.exists():
+        raise SourceError(f"{files.log} is a log, but not one that a demo left; name another folder with --out")
+    goes_on = files.log.exists() and not files.report.exists() and files.settings.read_text() == wanted
     if not goes_on:
         for path in (files.report, files.journal, *out.glob(files.log.name + "*"), out / "report.html"):
             path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ class Exit(enum.IntEnum):
 MEANING = {
     Exit.DONE: "Done. Also the end of a worker or trainer that was asked to stop (Ctrl-C, SIGTERM) and finished the step in hand.",
     Exit.UNEXPECTED: "Something that should not happen; run again with --verbose to see where.",
-    Exit.USAGE: "A wrong flag or setting, a port that is in use, or topics that do not fit the settings.",
+    Exit.USAGE: "A wrong flag or setting, a port that is in use, or topics or a model that do not fit the settings.",
     Exit.LOG_UNAVAILABLE: "The log does not answer, is locked or damaged, or lacks the topic or records asked for.",
     Exit.LOG_FULL: "The disk under the log is full. Nothing of the step in hand was kept; the next start does it again.",
     Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
@@ -39,6 +39,8 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (SettingsError, Exit.USAGE),
     (errors.EndpointError, Exit.USAGE),
     (errors.TopicMismatch, Exit.USAGE),
+    (errors.OtherSettings, Exit.USAGE),
+    (errors.VersionLost, Exit.LOG_UNAVAILABLE),
     (errors.LogFull, Exit.LOG_FULL),
     (errors.Fenced, Exit.FENCED),
     (errors.LogError, Exit.LOG_UNAVAILABLE),

@@ -13,9 +13,9 @@ import msgspec
 
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
-from streaming.errors import LogUnavailable, SourceError
+from streaming.errors import SourceError
 from streaming.events import ReplayPosition
-from streaming.log import Message, Record, TopicPartition
+from streaming.log import Message, Record, TopicPartition, present
 from streaming.textfiles import Place
 from streaming.timeorder import by_time
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _COMMIT_BYTES = 1 << 22
 _TICK_SECONDS = 0.02
 _NAP_SECONDS = 0.5
-_READ_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +207,10 @@ def _check_same(name: str, before: ReplayPosition, now: ReplayPosition) -> None:
 
 
 def _last_position(log: Log, topic: str, key: bytes) -> ReplayPosition | None:
-    tp = TopicPartition(topic, 0)
-    bounds = log.bounds([tp])[tp]
-    deadline = time.monotonic() + _READ_SECONDS
     last: Record | None = None
-    with log.reader() as reader:
-        reader.assign({tp: bounds.start})
-        while reader.position(tp) < bounds.end:
-            for record in reader.poll(1000, timeout=1.0):
-                last = record if record.key == key else last
-            if time.monotonic() > deadline:
-                raise LogUnavailable(f"{topic} could not be read to its end within {_READ_SECONDS:g} s")
+    for record in present(log, [TopicPartition(topic, 0)]):
+        if record.key == key:
+            last = record
     if last is None or last.value is None:
         return None
     return decode(last.value, ReplayPosition, what=f"{topic}[0] at offset {last.offset}")

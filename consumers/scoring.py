@@ -13,11 +13,11 @@ from model.meta import predict
 from model.tasks import Task
 from streaming.codec import decode
 from streaming.events import Support
-from streaming.log import TopicPartition
+from streaming.log import TopicPartition, present
 from streaming.partitioner import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from consumers.settings import Settings
     from model.mamo import Mamo
@@ -85,17 +85,7 @@ def catalogue(model: Mamo) -> list[str]:
 def support_of(log: Log, topic: str, partition: int, user: str) -> Support | None:
     """The user's support set as the changelog has it, None for a user without one."""
     found = None
-    for key, value in changelog(log, TopicPartition(topic, partition)):
-        if key == user.encode():
-            found = value
+    for record in present(log, [TopicPartition(topic, partition)]):
+        if record.key == user.encode():
+            found = record.value
     return None if found is None else decode(found, Support, what=f"support set of {user!r}")
-
-
-def changelog(log: Log, tp: TopicPartition) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Keys and values of a partition, from the first kept to its present end."""
-    with log.reader() as reader:
-        bounds = log.bounds([tp])[tp]
-        reader.assign({tp: bounds.start})
-        while reader.position(tp) < bounds.end:
-            for record in reader.poll(1000, timeout=1.0):
-                yield record.key, record.value

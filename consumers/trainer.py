@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-import torch
 
 from consumers.versions import Versions
 from consumers.wire import gradient_from_wire, rows_to_wire, to_wire, writes_from_wire
 from model import checkpoint
+from model.memory import compose
 from model.meta import total
 from streaming.chunks import Joiner, split
 from streaming.codec import decode, encode
@@ -46,6 +46,10 @@ class Lesson(NamedTuple):
     version: int
     gradient: Gradient
     writes: Writes | None
+
+    def finite(self) -> bool:
+        """Whether both are finite."""
+        return self.gradient.finite() and (self.writes is None or self.writes.finite())
 
 
 class Trainer:
@@ -95,7 +99,9 @@ class Trainer:
             size = self.settings.trainer.round_updates
             for group in (kept[start : start + size] for start in range(0, len(kept), size)):
                 version += 1
-                for name, keys in self.optimiser.step(total([lesson.gradient for lesson in group]), composed(group)).items():
+                for name, keys in self.optimiser.step(
+                    total([lesson.gradient for lesson in group]), compose(lesson.writes for lesson in group)
+                ).items():
                     changed[name].update(dict.fromkeys(keys))
         with stage("encode"):
             queries = sum(lesson.gradient.queries for lesson in kept)
@@ -133,7 +139,7 @@ class Trainer:
     def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], int]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning."""
         oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
-        kept = [lesson for lesson in lessons if lesson.version >= oldest and finite(lesson)]
+        kept = [lesson for lesson in lessons if lesson.version >= oldest and lesson.finite()]
         if len(kept) < len(lessons):
             logger.warning("updates dropped", dropped=len(lessons) - len(kept), version=self.version)
         return kept, len(lessons) - len(kept)
@@ -170,20 +176,3 @@ class Trainer:
         self._reader.close()
         self.versions.close()
         self.writer.close()
-
-
-def composed(lessons: list[Lesson]) -> Writes | None:
-    """The memory writes of a round as one, in order."""
-    writes = None
-    for lesson in lessons:
-        if lesson.writes is not None:
-            writes = lesson.writes if writes is None else writes.then(lesson.writes)
-    return writes
-
-
-def finite(lesson: Lesson) -> bool:
-    """Whether no number of a gradient, or of the memory writes with it, is infinite or NaN."""
-    tensors = [lesson.gradient.vector, *(part.values for part in lesson.gradient.rows.values())]
-    if lesson.writes is not None:
-        tensors += lesson.writes.tensors().values()
-    return all(bool(torch.isfinite(values).all()) for values in tensors)

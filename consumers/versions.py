@@ -8,9 +8,9 @@ from consumers.wire import state_from_wire
 from model import checkpoint
 from streaming.chunks import Joiner
 from streaming.codec import decode
-from streaming.errors import ChunkError, StreamError
+from streaming.errors import ChunkError, OtherSettings, VersionLost
 from streaming.events import Version
-from streaming.log import TopicPartition
+from streaming.log import TopicPartition, present
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 16
 """Version records taken from the log in one go: each can be a megabyte."""
-
-
-class OtherSettings(StreamError):
-    """The log's model was made with other settings than this process has."""
-
-
-class VersionLost(StreamError):
-    """Versions that are needed were removed by retention, and no snapshot stands in for them."""
 
 
 class Versions:
@@ -68,13 +60,9 @@ class Versions:
     def snapshots(self) -> Iterator[Version]:
         """Every complete snapshot in the log. Chunks left over from an older, longer one in the same slot are passed over."""
         slots: dict[bytes, list[Record]] = {}
-        with self.log.reader() as reader:
-            bounds = self.log.bounds([self._snapshots])[self._snapshots]
-            reader.assign({self._snapshots: bounds.start})
-            while reader.position(self._snapshots) < bounds.end:
-                for record in reader.poll(READ_AT_ONCE):
-                    if record.key is not None and record.value is not None:
-                        slots.setdefault(record.key.partition(b"/")[0], []).append(record)
+        for record in present(self.log, [self._snapshots], at_once=READ_AT_ONCE):
+            if record.key is not None and record.value is not None:
+                slots.setdefault(record.key.partition(b"/")[0], []).append(record)
         for records in slots.values():
             # A snapshot's chunks were written in one transaction, so those of the slot's newest stand last and together.
             joiner, whole = Joiner(), None

@@ -16,7 +16,7 @@ from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
 from model import history
-from model.memory import user_spread
+from model.memory import Writes, compose, user_spread
 from model.meta import adapt, differentiate
 from model.tasks import Task
 from streaming.chunks import split
@@ -24,9 +24,10 @@ from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
 from streaming.errors import LogError, Malformed
 from streaming.events import Position, Score, Update
-from streaming.log import Message, TopicPartition
+from streaming.log import Message, TopicPartition, present
 from streaming.metrics import StepReport
-from streaming.support import POSITION_KEY, SupportSets
+from streaming.support import SupportSets
+from streaming.topics import POSITION_KEY
 from streaming.validation import decode_interaction
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from consumers.settings import Settings
     from model.mamo import Mamo
-    from model.memory import Writes
     from model.meta import Gradient
     from streaming.events import Interaction, Source, Support
     from streaming.log import Assignment, Log, Record, Topic, Writer
@@ -117,16 +117,12 @@ class Worker:
     def _restore(self, support: SupportSets, number: int, beat: Callable[[], None]) -> Position | None:
         changelog = TopicPartition(self.topics["support"], number)
         position = None
-        with self.log.reader() as reader:
-            bounds = self.log.bounds([changelog])[changelog]
-            reader.assign({changelog: bounds.start})
-            while reader.position(changelog) < bounds.end:
-                for record in reader.poll(1000, timeout=1.0):
-                    if record.key == POSITION_KEY:
-                        position = decode(record.value, Position, what=f"position record of {changelog.topic}[{number}]")
-                    else:
-                        support.restore(record)
-                beat()
+        for record in present(self.log, [changelog]):
+            if record.key == POSITION_KEY:
+                position = decode(record.value, Position, what=f"position record of {changelog.topic}[{number}]")
+            else:
+                support.restore(record)
+            beat()
         if position is not None:
             support.ordinals_given = position.users
         return position
@@ -200,7 +196,7 @@ class Worker:
         A user writes to the memories once in a step, however many of its events are in it.
         """
         size, learning, stage = self.settings.trainer.meta_update, not self.settings.worker.frozen, self.metrics.stage
-        learned = Learned([], [], None, 0)
+        learned, writes = Learned([], [], None, 0), list[Writes | None]()
         waiting = {event.task.user for event in taken if event.task.support_items}
         for group in (taken[start : start + size] for start in range(0, len(taken), size)):
             with stage("adapt"):
@@ -213,13 +209,12 @@ class Worker:
                 rehearsed = self._lane.submit(self._rehearse, partition, group[0].source[2])
                 writers = waiting & {event.task.user for event in group}
                 waiting -= writers
-                gradient, writes = differentiate(self.model, adapted, writers=writers)
+                gradient, written = differentiate(self.model, adapted, writers=writers)
                 learned.lessons.append(Lesson("query", gradient))
                 learned.lessons.extend(rehearsed.result())
-                if writes is not None:
-                    composed = writes if learned.writes is None else learned.writes.then(writes)
-                    learned = learned._replace(writes=composed, writers=learned.writers + len(writers))
-        return learned
+                writes.append(written)
+                learned = learned._replace(writers=learned.writers + (0 if written is None else len(writers)))
+        return learned._replace(writes=compose(writes))
 
     def _rehearse(self, partition: Partition, offset: int) -> list[Lesson]:
         """The gradient of rehearsed users, none where there are none."""

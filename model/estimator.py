@@ -19,7 +19,7 @@ from model import checkpoint
 from model.features import Value
 from model.history import cut_task, latest
 from model.mamo import Mamo
-from model.memory import Writes
+from model.memory import Writes, compose
 from model.meta import Gradient, Optimiser, adapt, differentiate, predict
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
@@ -208,7 +208,7 @@ class MAMORanker(reco.base.Ranker):
         """
         model = self.model
         gradients: list[Gradient] = []
-        composed: Writes | None = None
+        written: list[Writes | None] = []
         unwritten = {task.user for task in self._waiting if task.support_items}
         for start in range(0, len(self._waiting), self.meta_update):
             group = self._waiting[start : start + self.meta_update]
@@ -216,14 +216,14 @@ class MAMORanker(reco.base.Ranker):
             unwritten -= writers
             gradient, writes = differentiate(model, adapt(model, group, learning=True), writers=writers)
             gradients.append(gradient)
-            if writes is not None:
-                composed = writes if composed is None else composed.then(writes)
+            written.append(writes)
             if rehearsed := self._rehearsal(self._learned + start):
                 gradients.append(differentiate(model, adapt(model, rehearsed, learning=True))[0])
+        composed = compose(written)
         for place, gradient in enumerate(gradients):
-            # One that is not finite would end all learning.
-            if all(bool(values.isfinite().all()) for values in (gradient.vector, *(rows.values for rows in gradient.rows.values()))):
-                self._optimiser.step(gradient, composed if place == 0 else None)
+            writes = composed if place == 0 else None
+            if gradient.finite() and (writes is None or writes.finite()):
+                self._optimiser.step(gradient, writes)
         self._learned += len(self._waiting)
         self._users_before = len(self._users)
         self._waiting = []

@@ -73,12 +73,10 @@ class Mamo:
         nothing = {"profile": Feature(kind="categorical")}
         user_schema = schema.user or nothing
         item_schema = {name: feature for name, feature in schema.item.items() if settings.item_id or feature.kind != "id"} or nothing
-        common = {"deviation": 0.1, "zero_from": d, "seed": seed, "max_rows": settings.max_rows, "overflow_rows": settings.overflow_rows}
-        self.user_table = Table("user", d, **common)  # type: ignore[arg-type]
+        bounds = {"max_rows": settings.max_rows, "overflow_rows": settings.overflow_rows}
+        self.user_table = Table("user", d, deviation=0.1, zero_from=d, seed=seed, dtype=dtype, **bounds)
         # The last column is the bias of an item, the sum over its features.
-        self.item_table = Table("item", d + 1, **common)  # type: ignore[arg-type]
-        for table in (self.user_table, self.item_table):
-            table.values = table.values.to(dtype)
+        self.item_table = Table("item", d + 1, deviation=0.1, zero_from=d, seed=seed, dtype=dtype, **bounds)
         self.users = Profiles(user_schema, self.user_table, remember=settings.max_profiles)
         self.items = Profiles(item_schema, self.item_table, remember=settings.max_profiles)
 

@@ -6,6 +6,7 @@ worker sends the writes of a whole step as one `Writes`, and the trainer compose
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -169,3 +170,16 @@ class Writes:
     def tensors(self) -> dict[str, Tensor]:
         """The parts by name, as they travel."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def finite(self) -> bool:
+        """Whether no number is infinite or NaN."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
+
+def compose(writes: Iterable[Writes | None]) -> Writes | None:
+    """The one write that does what all do, in order; None where there is none."""
+    composed = None
+    for each in writes:
+        if each is not None:
+            composed = each if composed is None else composed.then(each)
+    return composed

@@ -35,6 +35,10 @@ class Gradient:
     vector: Tensor  # of all phi, in the order of Mamo.phi
     rows: dict[str, RowGradients]
 
+    def finite(self) -> bool:
+        """Whether no number is infinite or NaN: one step along one that is would end all learning."""
+        return all(bool(values.isfinite().all()) for values in (self.vector, *(part.values for part in self.rows.values())))
+
 
 class Scores:
     """Scores and standard deviations (B, q) inside the rating scale; ``sd`` is None where the model has no variance.
@@ -220,8 +224,7 @@ class Optimiser:
                 summed = summed.new_zeros(len(at), table.width).index_add_(0, into, summed)
             moments = self.moments_of(name)
             table.values[at], moments[at] = self._follow_rows(table.values[at], summed, moments[at])
-            keys = [table.keys[row] for row in place]
-            changed[name] = keys
+            changed[name] = [table.keys[row] for row in place]
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed

@@ -21,7 +21,18 @@ class Table:
     A row starts as a draw of N(0, deviation^2), seeded by its key, but for columns from ``zero_from`` on, which start at 0.
     """
 
-    def __init__(self, name: str, width: int, *, deviation: float, zero_from: int, seed: int, max_rows: int, overflow_rows: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        *,
+        deviation: float,
+        zero_from: int,
+        seed: int,
+        max_rows: int,
+        overflow_rows: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.name = name
         self.width = width
         self.deviation = deviation
@@ -29,7 +40,7 @@ class Table:
         self.seed = seed
         self.max_rows = max_rows
         self.overflow_rows = overflow_rows
-        self.values = torch.zeros(64, width)
+        self.values = torch.zeros(64, width, dtype=dtype)
         self.beside: Tensor | None = None
         """What a learner keeps for each row, (allotted, any width): it moves with the rows, and is 0 for a new one."""
         self.rows: dict[str, int] = {}

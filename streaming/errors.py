@@ -39,6 +39,14 @@ class LogUnavailable(LogError):
     """The broker does not answer, or its file is locked, damaged or of another format."""
 
 
+class OtherSettings(StreamError):
+    """The log's model was made with other settings than this process has."""
+
+
+class VersionLost(StreamError):
+    """Model versions that are needed were removed by retention, and no snapshot stands in for them."""
+
+
 class Malformed(StreamError):
     """A record that cannot be taken as what its topic holds.
 

@@ -16,8 +16,11 @@ Offsets rise strictly within a partition but need not be contiguous (compaction 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+from streaming.errors import LogUnavailable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -225,3 +228,32 @@ class Log(abc.ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+_PATIENCE_SECONDS = 30.0
+
+
+def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000) -> Iterator[Record]:
+    """Yield every record that the partitions hold now, partitions by turns, each in offset order; ``at_once`` of them are read in one go.
+
+    Raises `UnknownTopic`, and `LogUnavailable` where nothing comes for 30 s although an end has not been reached.
+    """
+    bounds = log.bounds(tps)
+    unread = {tp for tp, (start, end) in bounds.items() if start < end}
+    if not unread:
+        return
+    with log.reader() as reader:
+        reader.assign({tp: bounds[tp].start for tp in unread})
+        silent_since = time.monotonic()
+        while unread:
+            batch = reader.poll(at_once, timeout=0.5, only=unread)
+            for record in batch:
+                if record.offset < bounds[TopicPartition(record.topic, record.partition)].end:
+                    yield record
+            done = {tp for tp in unread if reader.position(tp) >= bounds[tp].end}
+            unread -= done
+            if batch or done:
+                silent_since = time.monotonic()
+            elif time.monotonic() - silent_since > _PATIENCE_SECONDS:
+                names = ", ".join(f"{tp.topic}[{tp.partition}]" for tp in sorted(unread))
+                raise LogUnavailable(f"{names}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")

@@ -182,7 +182,9 @@ class Metrics:
         self._version = self._gauge("model_version", "Model version in use.")
         self._age = self._gauge("model_version_age_seconds", "Since the version in use was made.")
         self._attention = self._gauge(
-            "attention_spread", "Standard deviation of memory attention, over users or over rows; near 0 the memory is dead.", "over"
+            "attention_spread",
+            "How different memory attention is over users (mean share to move), and M_P over rows (1 - mean cosine); dead near 0.",
+            "over",
         )
         self.users_held = self._gauge("users_held", "Users with a support set in this process.")
         self.support_interactions = self._gauge("support_interactions", "Interactions in the support sets held.")

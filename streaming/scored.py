@@ -7,7 +7,6 @@ evidence of its own. Columns are numpy arrays and ids are interned, about 100 by
 from __future__ import annotations
 
 import hashlib
-import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.codec import decode
-from streaming.errors import LogUnavailable, Malformed, UnknownTopic
+from streaming.errors import Malformed, UnknownTopic
 from streaming.events import Source
-from streaming.log import Log, Record, TopicPartition
+from streaming.log import Log, Record, TopicPartition, present
 from streaming.validation import Limits, decode_interaction
 
 _POLL_RECORDS = 4096
-_PATIENCE_S = 30.0
 _OFFSET_BITS = 44  # of the join's key; the bits above hold the partition
 
 
@@ -147,24 +145,7 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
 
 def records(log: Log, topic: str) -> Iterator[Record]:
     """Yield every committed record of a topic that exists now, partitions by turns, each in offset order. Raises as `read_run` does."""
-    bounds = log.bounds(TopicPartition(topic, p) for p in range(_partitions(log, topic)))
-    open_partitions = {tp for tp, (start, end) in bounds.items() if start < end}
-    if not open_partitions:
-        return
-    with log.reader() as reader:
-        reader.assign({tp: bounds[tp].start for tp in open_partitions})
-        silent_since = time.monotonic()
-        while open_partitions:
-            batch = reader.poll(_POLL_RECORDS, timeout=0.5, only=open_partitions)
-            for record in batch:
-                if record.offset < bounds[TopicPartition(topic, record.partition)].end:
-                    yield record
-            done = {tp for tp in open_partitions if reader.position(tp) >= bounds[tp].end}
-            open_partitions -= done
-            if batch or done:
-                silent_since = time.monotonic()
-            elif time.monotonic() - silent_since > _PATIENCE_S:
-                raise LogUnavailable(f"topic {topic!r}: no record for {_PATIENCE_S:.0f} s, although its end has not been reached")
+    yield from present(log, [TopicPartition(topic, p) for p in range(_partitions(log, topic))], at_once=_POLL_RECORDS)
 
 
 def _partitions(log: Log, topic: str) -> int:

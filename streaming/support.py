@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from streaming.events import Interaction, Source
     from streaming.log import Record
 
-POSITION_KEY = b"\x00position"
-"""Key of the position record of a partition; no user's id starts with a control character."""
-
 
 class _Head(msgspec.Struct):
     ordinal: int

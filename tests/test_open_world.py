@@ -18,7 +18,7 @@ from consumers.worker import Worker
 from streaming.codec import decode
 from streaming.events import Interaction, Score, Version
 from streaming.log import Message
-from streaming.support import POSITION_KEY
+from streaming.topics import POSITION_KEY
 from tests.small_runs import MICRO_BATCH, T0, Stream, fill, message, profile, run, small
 from tests.test_promises import findings
 from tests.verify.reading import joined, read
