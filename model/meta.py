@@ -187,6 +187,7 @@ class Optimiser:
         self.moments = model.vector.new_zeros(2, len(model.vector))
         for table in model.tables.values():
             table.beside = table.values.new_zeros(len(table.values), table.width + 1)
+        self.row_decays = {"user": settings.user_decay, "item": settings.weight_decay}
         self.rates = self._by_name(settings.network_rate, prior=settings.learning_rate, rating=settings.learning_rate)
         for name in SCALARS:
             self._fill(self.rates, name, settings.mean_rate if name == "mean" else settings.scalar_rate)
@@ -223,7 +224,7 @@ class Optimiser:
                 into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
                 summed = summed.new_zeros(len(at), table.width).index_add_(0, into, summed)
             moments = self.moments_of(name)
-            table.values[at], moments[at] = self._follow_rows(table.values[at], summed, moments[at])
+            table.values[at], moments[at] = self._follow_rows(table.values[at], summed, moments[at], self.row_decays[name])
             changed[name] = [table.keys[row] for row in place]
         if writes is not None:
             model.memory = writes.apply(model.memory)
@@ -246,10 +247,10 @@ class Optimiser:
         unbiased = (second / (1 - b2**self.count)).sqrt() + 1e-8
         return value - self.rates / (1 - b1**self.count) * first / unbiased
 
-    def _follow_rows(self, value: Tensor, gradient: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    def _follow_rows(self, value: Tensor, gradient: Tensor, moments: Tensor, decay: float) -> tuple[Tensor, Tensor]:
         """Rows (m, width) and their moments (m, width + 1) after a step."""
         settings, b2 = self.model.settings, self.betas[1]
-        rate, decay = settings.row_rate, settings.weight_decay
+        rate = settings.row_rate
         if settings.optimiser == "sgd":
             return value - rate * (gradient + decay * value), moments
         second, touched = moments[:, :-1], moments[:, -1:]

@@ -130,10 +130,10 @@ class ModelSettings(BaseModel):
     centred: bool = Field(default=True, description="whether attention looks at profiles less their running mean")
     gated: bool = Field(default=True, description="whether a memory row forgets only as far as it is attended to")
     profile_half_life: float = Field(
-        default=300.0, gt=0, description="alpha of Eq. 5, as users fully attended until half is forgotten [users]"
+        default=100.0, gt=0, description="alpha of Eq. 5, as users fully attended until half is forgotten [users]"
     )
-    gradient_half_life: float = Field(default=300.0, gt=0, description="beta of Eq. 6, likewise [users]")
-    task_half_life: float = Field(default=300.0, gt=0, description="gamma of Eq. 8, likewise [users]")
+    gradient_half_life: float = Field(default=100.0, gt=0, description="beta of Eq. 6, likewise [users]")
+    task_half_life: float = Field(default=100.0, gt=0, description="gamma of Eq. 8, likewise [users]")
 
     # Meta-update, Eq. 12
     loss: Literal["squared", "gaussian"] = Field(
@@ -145,7 +145,10 @@ class ModelSettings(BaseModel):
     row_rate: float = Field(default=0.001, gt=0, le=10, description="lambda of the rows of embedding tables")
     scalar_rate: float = Field(default=0.003, gt=0, le=10, description="lambda of precisions, recency and gate")
     mean_rate: float = Field(default=0.03, gt=0, le=10, description="lambda of the mean rating, which starts at the middle of the scale")
-    weight_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of embedding rows and item biases")
+    weight_decay: float = Field(
+        default=0.003, ge=0, le=1, description="L2 in the gradient of the rows of item profiles, their biases among them"
+    )
+    user_decay: float = Field(default=0.001, ge=0, le=1, description="L2 in the gradient of the rows of user profiles")
     prior_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of the networks")
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="whether a round's gradients are averaged over its queries or summed"
@@ -218,6 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "scalar_rate": 0.01,
             "mean_rate": 0.01,
             "weight_decay": 0.0,
+            "user_decay": 0.0,
             "prior_decay": 0.0,
             "reduction": "sum",
         },

@@ -61,6 +61,7 @@ PAPER: dict[str, Any] = {
     "optimiser": "sgd",
     **{name: 0.01 for name in ModelSettings.model_fields if name.endswith("_rate") and name != "inner_rate"},  # one lambda for all
     "weight_decay": 0.0,
+    "user_decay": 0.0,
     "prior_decay": 0.0,
     "reduction": "sum",
 }
