@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
 from model import history
 from model.memory import Writes, compose, user_spread
-from model.meta import adapt, differentiate
+from model.meta import adapt, differentiate, prepare, solve
 from model.tasks import Task
 from streaming.chunks import split
 from streaming.codec import decode, encode
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from consumers.settings import Settings
     from model.mamo import Mamo
-    from model.meta import Gradient
+    from model.meta import Gradient, Prepared
     from streaming.events import Interaction, Source, Support
     from streaming.log import Assignment, Log, Record, Topic, Writer
     from streaming.metrics import Metrics
@@ -199,30 +199,37 @@ class Worker:
         learned, writes = Learned([], [], None, 0), list[Writes | None]()
         waiting = {event.task.user for event in taken if event.task.support_items}
         for group in (taken[start : start + size] for start in range(0, len(taken), size)):
+            rehearsed = self._rehearse(partition, group[0].source[2]) if learning else None
             with stage("adapt"):
                 adapted = adapt(self.model, [event.task for event in group], learning=learning)
                 learned.scores.extend(adapted.scores.pairs())
             if not learning:
                 continue
             with stage("gradient"):
-                # Beside each other, on two cores: what is adapted already needs no table, so rehearsal may look up new rows meanwhile.
-                rehearsed = self._lane.submit(self._rehearse, partition, group[0].source[2])
                 writers = waiting & {event.task.user for event in group}
                 waiting -= writers
                 gradient, written = differentiate(self.model, adapted, writers=writers)
                 learned.lessons.append(Lesson("query", gradient))
-                learned.lessons.extend(rehearsed.result())
+                if rehearsed is not None:
+                    learned.lessons.append(Lesson("rehearsal", rehearsed.result()))
                 writes.append(written)
                 learned = learned._replace(writers=learned.writers + (0 if written is None else len(writers)))
         return learned._replace(writes=compose(writes))
 
-    def _rehearse(self, partition: Partition, offset: int) -> list[Lesson]:
-        """The gradient of rehearsed users, none where there are none."""
-        if not (tasks := self._rehearsal(partition, offset)):
-            return []
-        adapted = adapt(self.model, tasks, learning=True)
+    def _rehearse(self, partition: Partition, offset: int) -> Future[Gradient] | None:
+        """Begin the gradient of rehearsed users; None where there are none.
+
+        It is made on a thread of its own beside the step's, from copies of the rows it touches: the tables go on to grow meanwhile.
+        """
+        with self.metrics.stage("gradient"):
+            tasks = self._rehearsal(partition, offset)
+            prepared = prepare(self.model, tasks, learning=True) if tasks else None
+        return None if prepared is None else self._lane.submit(self._rehearsed, prepared)
+
+    def _rehearsed(self, prepared: Prepared) -> Gradient:
+        adapted = solve(self.model, prepared)
         self.attention = user_spread(adapted.prediction.attention.detach()), self.model.memory.row_spread()
-        return [Lesson("rehearsal", differentiate(self.model, adapted)[0])]
+        return differentiate(self.model, adapted)[0]
 
     def _rehearsal(self, partition: Partition, offset: int) -> list[Task]:
         """Tasks from stored support sets: each drawn user's history is cut at random, and what follows is scored from what came before.

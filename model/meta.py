@@ -67,13 +67,32 @@ class Adapted(NamedTuple):
     scores: Scores
 
 
-def adapt(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Adapted:
-    """Adapt each task and score its query. Without ``learning`` no graph is kept, and nothing can be differentiated."""
+class Prepared(NamedTuple):
+    """A batch of tasks with copies of all the rows that it touches: what follows needs the tables no more."""
+
+    batch: Batch
+    leaves: Leaves
+    graph: bool
+
+
+def prepare(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Prepared:
+    """Collate tasks and copy out their rows. Without ``learning`` no graph is kept, and nothing can be differentiated."""
     # The inner loop needs gradients of its own, learning or not.
-    with torch.set_grad_enabled(graph := learning or model.settings.inner_steps > 0):
-        leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=graph)
-        prediction = model.forward(leaves, batch)
-    return Adapted(batch, leaves, prediction, Scores(prediction, model.scale))
+    graph = learning or model.settings.inner_steps > 0
+    leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=graph)
+    return Prepared(batch, leaves, graph)
+
+
+def solve(model: Mamo, prepared: Prepared) -> Adapted:
+    """Adapt each task and score its query."""
+    with torch.set_grad_enabled(prepared.graph):
+        prediction = model.forward(prepared.leaves, prepared.batch)
+    return Adapted(prepared.batch, prepared.leaves, prediction, Scores(prediction, model.scale))
+
+
+def adapt(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Adapted:
+    """`prepare` and `solve` in one."""
+    return solve(model, prepare(model, tasks, learning=learning))
 
 
 def predict(model: Mamo, tasks: Sequence[Task]) -> Scores:

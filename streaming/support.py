@@ -6,7 +6,6 @@ never ahead of the log, and a restart restores it from there.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,12 +25,6 @@ class _Head(msgspec.Struct):
 
 def _ordinal(value: bytes, user: str) -> int:
     return decode(value, _Head, what=f"support set of {user!r}").ordinal
-
-
-@functools.lru_cache(maxsize=1024)
-def _decoded(value: bytes) -> Support:
-    """The support set that ``value`` encodes, for reading only: rehearsal comes back to the same users again and again."""
-    return decode(value, Support, what="support set")
 
 
 class SupportSets:
@@ -60,7 +53,7 @@ class SupportSets:
         if user in self._staged:
             return self._staged[user]
         value = self._values.get(user)
-        return None if value is None else _decoded(value)
+        return None if value is None else decode(value, Support, what="support set")
 
     def append(self, user: str, interaction: Interaction, source: Source) -> None:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
