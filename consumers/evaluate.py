@@ -80,7 +80,7 @@ def train(model: Mamo, parts: Split, protocol: Protocol, *, epochs: int, batch: 
             tasks = [episode(user, parts.train[user], protocol.query, generator) for user in chosen]
             adapted = adapt(model, tasks, learning=True)
             gradient, writes = differentiate(model, adapted, writers=chosen)
-            if not bool(torch.isfinite(gradient.vector).all()):
+            if not gradient.finite():
                 raise Diverged(epoch + 1)
             optimiser.step(gradient, writes)
             off = (adapted.scores.score - adapted.batch.query_ratings).abs() * adapted.batch.query_mask
@@ -165,7 +165,8 @@ def evaluate(
     Raises `SourceError` where the data cannot be split, `Diverged` where training runs away.
     """
     began = time.monotonic()
-    torch.set_num_threads(settings.cores())
+    # Products are small, as in a worker's lane; a thread more only waits.
+    torch.set_num_threads(max(1, settings.cores() // 2))
     parts = split(data.interactions, protocol)
     chosen = [settings.seed + run for run in range(seeds)]
 
