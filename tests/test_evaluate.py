@@ -189,7 +189,16 @@ def toy_settings(**model: object) -> Settings:
     return Settings.model_validate({"threads": 1, "schema": SCHEMA, "model": given_model})
 
 
-PAPER = {"local": "all", "inner_steps": 2, "inner_rate": 0.05, "loss": "squared", "layers": 2, "rating_layers": 2, "network_rate": 0.01}
+PAPER = {
+    "local": "all",
+    "tau": 0.05,
+    "inner_steps": 2,
+    "inner_rate": 0.05,
+    "loss": "squared",
+    "layers": 2,
+    "rating_layers": 2,
+    "network_rate": 0.01,
+}
 TOY = Protocol(fewest=8, most=20, warm_ratings=5, query=4)
 
 
