@@ -46,6 +46,8 @@ class Lesson(NamedTuple):
     version: int
     gradient: Gradient
     writes: Writes | None
+    place: tuple[int, int]
+    """Its partition of ``updates`` and the offset after it."""
 
     def finite(self) -> bool:
         """Whether both are finite."""
@@ -105,7 +107,7 @@ class Trainer:
                     changed[name].update(dict.fromkeys(keys))
         with stage("encode"):
             queries = sum(lesson.gradient.queries for lesson in kept)
-            made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries)
+            made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries, dropped)
             parts = split(encode(made), self.chunk_bytes)
             messages = [Message(self.topics["model"], b"%d" % made.version, part, 0) for part in parts]
             messages += self._snapshot_if_due(made)
@@ -113,7 +115,7 @@ class Trainer:
             self.writer.commit(messages)
         self.version = made.version
         query = sum(lesson.kind == "query" for lesson in kept)
-        self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=dropped)
+        self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=len(dropped))
         self.metrics.observe_version(made.version, made.made_at)
         return len(kept)
 
@@ -132,19 +134,36 @@ class Trainer:
                     continue
                 update = decode(value, Update, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
                 gradient = gradient_from_wire(update.events, update.tensors, update.rows)
-                lessons.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes)))
+                place = record.partition, record.offset + 1
+                lessons.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes), place))
                 self.folded[record.partition] = record.offset + 1
         return lessons
 
-    def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], int]:
-        """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning."""
-        oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
-        kept = [lesson for lesson in lessons if lesson.version >= oldest and lesson.finite()]
-        if len(kept) < len(lessons):
-            logger.warning("updates dropped", dropped=len(lessons) - len(kept), version=self.version)
-        return kept, len(lessons) - len(kept)
+    def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], list[tuple[int, int]]]:
+        """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning.
 
-    def _version(self, version: int, parent: int | None, state: checkpoint.State, events: int, position: int = 0) -> Version:
+        The places of those dropped stand in the version, so that what it folded can be told from the log.
+        """
+        oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
+        kept, dropped = list[Lesson](), list[tuple[int, int]]()
+        for lesson in lessons:
+            if lesson.version >= oldest and lesson.finite():
+                kept.append(lesson)
+            else:
+                dropped.append(lesson.place)
+        if dropped:
+            logger.warning("updates dropped", dropped=len(dropped), version=self.version)
+        return kept, dropped
+
+    def _version(
+        self,
+        version: int,
+        parent: int | None,
+        state: checkpoint.State,
+        events: int,
+        dropped: list[tuple[int, int]],
+        position: int = 0,
+    ) -> Version:
         return Version(
             version=version,
             parent=parent,
@@ -154,6 +173,7 @@ class Trainer:
             rows=rows_to_wire(state.rows),
             events=events,
             made_at=time.time_ns() // 1_000_000,
+            dropped=dropped,
             position=position,
         )
 
@@ -165,7 +185,7 @@ class Trainer:
         tp = TopicPartition(self.topics["model"], 0)
         # The version itself follows in the same commit, so later ones stand behind the present end.
         end = self.log.bounds([tp])[tp].end
-        whole = self._version(made.version, None, checkpoint.export(self.model, self.optimiser), made.events, end)
+        whole = self._version(made.version, None, checkpoint.export(self.model, self.optimiser), made.events, made.dropped, end)
         slot = made.version // every % SLOTS
         self._snapshot = made.version
         parts = split(encode(whole), self.chunk_bytes)

@@ -148,7 +148,7 @@ class Version(msgspec.Struct, frozen=True):
     ``folded`` is the offset after the last update folded, for each partition of ``updates``. ``settings`` is the digest of the
     settings that the values depend on. A snapshot is a version without a parent, which holds every value; its ``position`` is an offset of
     ``model`` from which all later versions can be read. ``events`` counts the queries folded since the parent, ``made_at`` is in
-    milliseconds since the epoch.
+    milliseconds since the epoch. ``dropped`` names the updates passed over since the parent, each by its partition and the offset after it.
     """
 
     version: int
@@ -159,6 +159,7 @@ class Version(msgspec.Struct, frozen=True):
     rows: dict[str, Rows]
     events: int
     made_at: int
+    dropped: list[tuple[int, int]] = []
     position: int = 0
     format: int = FORMAT
 

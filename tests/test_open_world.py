@@ -174,7 +174,9 @@ def test_a_bound_on_profiles_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("low", "high"), [(1, 10), (0, 1), (-1, 1)])
 @pytest.mark.parametrize("local", ["closed_form", "all"])
 def test_scores_stay_inside_the_scale_of_ratings(low: int, high: int, local: str, tmp_path: Path) -> None:
-    model: dict[str, Any] = {"local": local} | ({} if local == "closed_form" else {"loss": "squared", "inner_steps": 2, "inner_rate": 0.02})
+    model: dict[str, Any] = {"local": local} | (
+        {} if local == "closed_form" else {"loss": "squared", "inner_steps": 2, "inner_rate": 0.02, "tau": 0.05}
+    )
     settings = small(tmp_path / "log.db", rating={"minimum": low, "maximum": high}, model=model)
     dice = random.Random(1)
     # Users who only know the ends of the scale pull every estimate to it and beyond.

@@ -22,6 +22,7 @@ def rules_of(settings: Settings, **rest: Any) -> Rules:  # noqa: ANN401 - as Rul
         scale=(settings.rating.minimum, settings.rating.maximum),
         support_size=settings.worker.support_size,
         max_users=settings.worker.max_users,
+        max_staleness=settings.trainer.max_staleness,
         round_updates=settings.trainer.round_updates,
         **rest,
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+from consumers.opening import connect
 from consumers.settings import Settings
 from consumers.trainer import Trainer
 from consumers.worker import Worker
@@ -16,11 +18,12 @@ from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
 from streaming.embedded.writer import EmbeddedWriter
 from streaming.errors import LogError, Malformed
-from streaming.events import Score
+from streaming.events import Score, Update, Version
 from streaming.log import Assignment, Message, Record, TopicPartition
 from streaming.support import SupportSets
 from tests.small_runs import Stream, fill, run, small
 from tests.test_promises import findings, reasons_of
+from tests.verify.reading import read
 
 Patch = pytest.MonkeyPatch
 STREAM = Stream(160, seed=3, garbage=0.1)
@@ -113,6 +116,14 @@ def fork_the_versions(patch: Patch) -> None:
     patch.setattr("consumers.versions.Versions._feed", lambda versions, record: None)
 
 
+def drop_an_update_against_the_rule(patch: Patch) -> None:
+    def choose(original: Callable[..., Any], trainer: Trainer, lessons: list[Any]) -> tuple[list[Any], list[Any]]:
+        kept, dropped = original(trainer, lessons)
+        return kept[1:], [kept[0].place, *dropped]
+
+    on_call(patch, Trainer, "_choose", 6, choose)
+
+
 BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a score dropped": ("b", spoil_scores(lambda scores: scores[1:])),
     "a score doubled": ("b", spoil_scores(lambda scores: [*scores, scores[2]])),
@@ -136,6 +147,7 @@ BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "an update lost": ("b", spoil_updates(lambda updates: updates[2:])),
     "an update written twice": ("b", spoil_updates(lambda updates: [*updates, updates[0]])),
     "an update skipped by the trainer": ("c", skip_an_update),
+    "an update dropped against the rule": ("c", drop_an_update_against_the_rule),
     "an update folded twice": ("c", fold_an_update_twice),
     "a version of another parent": ("c", fork_the_versions),
     "a dead letter of another place": ("e", spoil_letters(lambda record, error: (record._replace(offset=record.offset + 1), error))),
@@ -203,6 +215,24 @@ def test_it_finds_updates_folded_again_after_a_restart(settings: Settings, monke
     monkeypatch.setattr(Trainer, "_start", lambda trainer, tp, first_kept: first_kept)
     run(settings)
     assert {finding.promise for finding in findings(settings)} == {"c"}
+
+
+def test_updates_dropped_by_the_rule_are_no_breach(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(settings, STREAM.messages)
+
+    def spoiled(original: Callable[..., Any], worker: Worker, *args: Any) -> list[Message]:  # noqa: ANN401 - as the method
+        first, *rest = original(worker, *args)
+        update = decode(first.value, Update, what="update")
+        name, tensor = next(iter(update.tensors.items()))
+        nan = msgspec.structs.replace(tensor, data=np.full(tensor.shape, np.nan, tensor.dtype).tobytes())
+        return [first._replace(value=encode(msgspec.structs.replace(update, tensors=update.tensors | {name: nan}))), *rest]
+
+    on_call(monkeypatch, Worker, "_updates", 4, spoiled)
+    run(settings)
+    assert findings(settings) == []
+    with connect(settings) as log:
+        versions = [decode(record.value, Version, what="version") for record in read(log, "model", 0)]
+    assert [len(version.dropped) for version in versions if version.dropped] == [1]
 
 
 def test_a_log_that_retention_has_cut_is_no_proof(settings: Settings) -> None:

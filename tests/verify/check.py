@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from streaming.codec import decode
 from streaming.events import REASONS, DeadLetter, Position, Score, Source, Support, Update, Version
 from streaming.log import Log, Record, TopicPartition
@@ -25,6 +27,7 @@ class Rules:
     prefix: str = ""
     scale: tuple[float, float] = (1.0, 5.0)
     support_size: int = 4
+    max_staleness: int = 0
     max_users: int = 0
     round_updates: int = 1
     reasons: Mapping[Source, str] = field(default_factory=dict)
@@ -170,7 +173,13 @@ def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], part
         queries = 0
         for seen in partitions:
             start, end = folded.get(seen.number, 0), version.folded.get(seen.number, 0)
-            inside = [update for offset, update in seen.updates if start < offset <= end]
+            dropped = {offset for number, offset in version.dropped if number == seen.number}
+            inside = [update for offset, update in seen.updates if start < offset <= end and offset not in dropped]
+            for offset, update in seen.updates:
+                if offset in dropped and (not start < offset <= end or not _may_be_dropped(update, parent, rules)):
+                    yield Finding(
+                        "c", f"version {version.version} drops the update before {offset} of updates[{seen.number}]: against the rule"
+                    )
             taken += len(inside)
             queries += sum(update.events for update in inside)
             if end < start or (end > start and end not in {offset for offset, _ in seen.updates}):
@@ -188,6 +197,13 @@ def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], part
             yield Finding("c", f"updates[{seen.number}] are folded up to {folded.get(seen.number, 0)}, not {end}")
         if unknown := {score.model_version for score in seen.scores} - known:
             yield Finding("d", f"scores of partition {seen.number} name versions {sorted(unknown)}, which are not in the log")
+
+
+def _may_be_dropped(update: Update, version: int, rules: Rules) -> bool:
+    """The stated rule: made too many versions ago, or with a value that is not finite."""
+    tensors = [*update.tensors.values(), *(rows.values for rows in update.rows.values()), *(update.writes or {}).values()]
+    finite = all(np.isfinite(np.frombuffer(tensor.data, tensor.dtype)).all() for tensor in tensors)
+    return not finite or (rules.max_staleness > 0 and update.version < version - rules.max_staleness)
 
 
 def _dead_letters_once(log: Log, rules: Rules, names: dict[str, str], partitions: list[Seen]) -> Iterator[Finding]:
