@@ -106,7 +106,7 @@ class ModelSettings(BaseModel):
         default=100.0,
         ge=0,
         le=1_000_000,
-        description="scale at which the user-embedding memory shifts the user network, Eq. 9; gradient steps bear far less, .05 in preset paper",
+        description="scale at which the user-embedding memory shifts the user network, Eq. 9; `paper` has .05",
     )
     inner_rate: float = Field(default=0.01, gt=0, le=10, description="rho, rate of the inner gradient steps, Eq. 11")
     inner_steps: int = Field(default=0, ge=0, le=100, description="inner gradient steps, Eq. 11 [steps]")
