@@ -149,6 +149,10 @@ class Version(msgspec.Struct, frozen=True):
     settings that the values depend on. A snapshot is a version without a parent, which holds every value; its ``position`` is an offset of
     ``model`` from which all later versions can be read. ``events`` counts the queries folded since the parent, ``made_at`` is in
     milliseconds since the epoch. ``dropped`` names the updates passed over since the parent, each by its partition and the offset after it.
+
+    A version that goes back, or was imported, stands in ``model`` with every value and names the version that it ``replaces``, the last
+    one before it. Its parent is the version it goes back to, None if it was imported. ``skipped`` are the updates folded by then that are
+    not in its values, as partition, first offset, offset after the last.
     """
 
     version: int
@@ -160,6 +164,8 @@ class Version(msgspec.Struct, frozen=True):
     events: int
     made_at: int
     dropped: list[tuple[int, int]] = []
+    replaces: int | None = None
+    skipped: list[tuple[int, int, int]] = []
     position: int = 0
     format: int = FORMAT
 

@@ -58,4 +58,5 @@ def topics(
         "snapshots": compacted("snapshots", 1),
         "dead-letters": by_time("dead-letters", 1),
         "replays": compacted("replays", 1),
+        "trainer-lock": by_time("trainer-lock", 1),
     }

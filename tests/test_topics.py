@@ -18,6 +18,7 @@ CLEANUP = {
     "snapshots": "compact",
     "dead-letters": "delete",
     "replays": "compact",
+    "trainer-lock": "delete",
 }
 
 

@@ -15,8 +15,9 @@ from streaming.log import Assignment, Member, TopicPartition
 class EmbeddedMember(Member):
     """A `Member` of a group of the embedded log. It is silent when `assignment` is not called for ``timeout_ms``.
 
-    Partitions are shared out by range over the sorted ids of the members: the first few get one more where they do not divide. A member
-    that has gone silent loses its partitions as soon as another one, or a commit by the group's plain name, notices it.
+    Partitions are shared out by range over the members in the order they joined, so that who joins takes nothing from the first of them;
+    the first few get one more where they do not divide. A member that has gone silent loses its partitions as soon as another one, or a
+    commit by the group's plain name, notices it.
     """
 
     def __init__(self, file: LogFile, partitions: Partitions, group: str, topic: str, timeout_ms: int) -> None:
@@ -25,7 +26,7 @@ class EmbeddedMember(Member):
         self._group = group
         self._topic = topic
         self._timeout = timeout_ms
-        self._id = uuid.uuid4().hex
+        self._id = ""
         self._joined = self._closed = False
         self._heartbeat = 0
         self._beat()
@@ -69,6 +70,8 @@ class EmbeddedMember(Member):
             "INSERT INTO groups VALUES (?, ?, 0) ON CONFLICT (name) DO UPDATE SET topic = excluded.topic",
             (self._group, self._topic),
         )
+        # Ids sort by the time of joining. One that was evicted comes back as the last.
+        self._id = f"{now:015x}-{uuid.uuid4().hex}"
         db.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (self._group, self._id, now, self._timeout))
         _next_generation(db, self._group)
 
