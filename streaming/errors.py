@@ -74,3 +74,19 @@ class ChunkError(StreamError):
 
 class EndpointError(StreamError):
     """The endpoint for metrics and health cannot listen at the address and port asked for."""
+
+
+class StoreError(StreamError):
+    """The local store of a partition's support sets cannot be used. Nothing is lost by it: the changelog has all that it holds."""
+
+
+class StoreLocked(StoreError):
+    """Another process has the store."""
+
+
+class StoreFull(StoreError):
+    """There is no room for the store, and more waits in memory than may."""
+
+
+class StoreDamaged(StoreError):
+    """The store turned out to be damaged, or another's, and was set aside; opened again it is empty, and rebuilt from the changelog."""
