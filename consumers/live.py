@@ -1,4 +1,4 @@
-"""Worker and trainer as processes of their own, against a log that others write to.
+"""The worker as a process of its own, against a log that others write to.
 
 Unlike in lockstep, micro-batches are cut by time as well as by size, and versions arrive when they arrive; every score says which it used.
 """
@@ -96,17 +96,3 @@ def observe_lag(system: System, reader: Reader, topic: str, worker: Worker) -> N
     lag = {tp.partition: bounds.end - reader.position(tp) for tp, bounds in system.log.bounds(held).items()}
     system.metrics.observe_lag(lag)
     system.health.waiting(sum(lag.values()))
-
-
-def run_trainer(system: System, stop: Stop) -> None:
-    """Fold updates into versions as they come, until stopped. Raises `Fenced` when another trainer was started."""
-    trainer = system.trainer()
-    timeout = system.settings.worker.poll_timeout_ms / 1000
-    system.health.assigned(system.topics["updates"].partitions)
-    system.health.restored()
-    logger.info("training", version=trainer.version)
-    while not stop:
-        system.health.beat()
-        if trainer.step(timeout):
-            system.health.loaded(trainer.version)
-            system.health.committed()

@@ -123,6 +123,14 @@ class TrainerSettings(Section):
     round_updates: int = setting(1, "Updates folded into one version.", "updates", ge=1, le=65_536)
     snapshot_every: int = setting(500, "Versions between two snapshots.", "versions", ge=1, le=1_000_000)
     max_staleness: int = setting(0, "An update made more versions ago is dropped and counted; 0 is without limit.", "versions", ge=0)
+    staleness_half_life: float = setting(
+        0.0,
+        "An update made s versions ago has weight 0.5^(s / this): so much of its gradient counts, and so far on their way go the memories; "
+        "the count of events that a round is divided by stays. 0: all count alike.",
+        "versions",
+        ge=0,
+        le=1e9,
+    )
 
 
 class RehearsalSettings(Section):
@@ -251,5 +259,8 @@ class Settings(Section):
 
         Versions of a model carry it. The order in which fields are declared or given does not matter.
         """
-        relevant = self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
-        return hashlib.sha256(json.dumps(relevant, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that `digest` is of, nested, as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streaming.chunks import Joiner
+from streaming.chunks import last_value
 from streaming.codec import decode
-from streaming.errors import ChunkError
 from streaming.log import Bounds, TopicPartition
 
 if TYPE_CHECKING:
     from consumers.settings import Settings
     from streaming.log import Log, Topic
-
-_POLL_RECORDS = 64
-_POLL_SECONDS = 2.0
 
 
 class TopicStatus(msgspec.Struct, frozen=True):
@@ -108,7 +104,7 @@ def _partitions(log: Log, group: str, bounds: Mapping[TopicPartition, Bounds]) -
 
 
 def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], updates: Mapping[TopicPartition, Bounds]) -> VersionStatus | None:
-    newest = [version for tp, bound in model.items() if (version := _last_version(log, tp, bound)) is not None]
+    newest = [version for tp in model if (version := _last_version(log, tp)) is not None]
     if not newest:
         return None
     last = max(newest, key=lambda version: version.version)
@@ -116,26 +112,6 @@ def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], update
     return VersionStatus(last.version, last.parent, last.made_at, last.events, waiting, last.settings == digest)
 
 
-def _last_version(log: Log, tp: TopicPartition, bound: Bounds) -> _Version | None:
-    """The last whole version in a partition. It may be cut into any number of records, so the look back is doubled until one is found."""
-    back = _POLL_RECORDS
-    with log.reader() as reader:
-        while bound.end > bound.start:
-            start = max(bound.start, bound.end - back)
-            reader.assign({tp: start})
-            joiner, found = Joiner(), None
-            while reader.position(tp) < bound.end:
-                records = reader.poll(_POLL_RECORDS, _POLL_SECONDS)
-                for record in records:
-                    try:
-                        found = joiner.feed(record) or found
-                    except ChunkError:
-                        continue  # the tail of a value that began before the look back
-                if not records:
-                    break
-            if found is not None:
-                return decode(found, _Version, what=f"the last version in {tp.topic}")
-            if start == bound.start:
-                return None
-            back *= 4
-    return None
+def _last_version(log: Log, tp: TopicPartition) -> _Version | None:
+    found = last_value(log, tp)
+    return None if found is None else decode(found[1], _Version, what=f"the last version in {tp.topic}")

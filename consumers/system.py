@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -54,10 +55,15 @@ class System:
         self.health.loaded(versions.version)
         return worker
 
+    def learner(self, beat: Callable[[], object] = lambda: None) -> Versions:
+        """A model with its optimiser at the newest version, for whoever trains or stands by to."""
+        model = new_model(self.settings)
+        names = {name: topic.name for name, topic in self.topics.items()}
+        return Versions(self.log, names, self.settings.digest(), model, Optimiser(model), beat)
+
     def trainer(self) -> Trainer:
         """The trainer, at the newest model version."""
-        model = new_model(self.settings)
-        trainer = Trainer(self.log, self.settings, self.topics, model, Optimiser(model), self.metrics)
+        trainer = Trainer(self.log, self.settings, self.topics, self.learner(), self.metrics)
         self._stack.callback(trainer.close)
         self.health.loaded(trainer.version)
         return trainer

@@ -7,36 +7,40 @@ however often the trainer is killed: the last version says where to go on.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import structlog
 
-from consumers.versions import Versions
+from consumers.versions import slot_of, snapshot_messages, version_messages
 from consumers.wire import gradient_from_wire, rows_to_wire, to_wire, writes_from_wire
 from model import checkpoint
 from model.memory import compose
 from model.meta import total
-from streaming.chunks import Joiner, split
-from streaming.codec import decode, encode
+from streaming.chunks import Joiner
+from streaming.codec import decode
 from streaming.errors import ChunkError
 from streaming.events import Update, Version
-from streaming.log import Message, TopicPartition
+from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
     from consumers.settings import Settings
-    from model.mamo import Mamo
+    from consumers.versions import Versions
     from model.memory import Writes
-    from model.meta import Gradient, Optimiser
-    from streaming.log import Log, Topic
+    from model.meta import Gradient
+    from streaming.log import Log, Message, Topic
     from streaming.metrics import Metrics
 
 READ_AT_ONCE = 64
 """Update records read in one go: each can be a megabyte."""
 
-SLOTS = 2
-"""Snapshots kept: a slot is written over only once the other holds a complete, newer one."""
-
 logger = structlog.get_logger()
+
+
+def trainer_id(settings: Settings) -> str:
+    """The transactional id of whoever may add to the versions, and the group that hands out the lock."""
+    return f"{settings.group_id}-trainer"
 
 
 class Lesson(NamedTuple):
@@ -48,32 +52,43 @@ class Lesson(NamedTuple):
     writes: Writes | None
     place: tuple[int, int]
     """Its partition of ``updates`` and the offset after it."""
+    weight: float = 1.0
 
     def finite(self) -> bool:
         """Whether both are finite."""
         return self.gradient.finite() and (self.writes is None or self.writes.finite())
 
+    def weighted(self, weight: float) -> Lesson:
+        """The lesson at this weight: the gradient times it, and memory writes that go this part of their way.
+
+        The count of queries that the sum of a round is divided by stays: a stale update makes a shorter step, and does not only give
+        way to fresh ones in the same round.
+        """
+        writes = None if self.writes is None else self.writes.weighted(weight)
+        return self._replace(gradient=self.gradient.weighted(weight), writes=writes, weight=weight)
+
 
 class Trainer:
-    """Reads updates, keeps the model and its optimiser, and writes versions and snapshots. Opening it fences any other trainer."""
+    """Reads updates, and writes versions and snapshots of the model and optimiser of ``versions``. Opening it fences any other trainer."""
 
-    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], model: Mamo, optimiser: Optimiser, metrics: Metrics) -> None:
+    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], versions: Versions, metrics: Metrics) -> None:
+        assert versions.optimiser is not None  # noqa: S101  a trainer follows with its optimiser
         self.log = log
         self.settings = settings
-        self.topics = {name: topic.name for name, topic in topics.items()}
-        self.chunk_bytes = topics["model"].max_record_bytes - 64
-        self.model = model
-        self.optimiser = optimiser
+        self.topics = topics
+        self.versions = versions
+        self.model = versions.model
+        self.optimiser = versions.optimiser
         self.metrics = metrics
         # The writer first: from here on no other trainer can add a version to those read next.
-        self.writer = log.writer(f"{settings.group_id}-trainer")
-        self.versions = Versions(log, self.topics, settings.digest(), model, optimiser)
-        self.version = self.versions.version
-        self.folded = dict(self.versions.folded)
-        self._snapshot = self.versions.snapshot
+        self.writer = log.writer(trainer_id(settings))
+        versions.catch_up()
+        self.version = versions.version
+        self.folded = dict(versions.folded)
+        self._snapshot, self._slot = versions.snapshot, versions.slot
         self._joiner = Joiner()
         self._reader = log.reader()
-        partitions = [TopicPartition(self.topics["updates"], number) for number in range(topics["updates"].partitions)]
+        partitions = [TopicPartition(topics["updates"].name, number) for number in range(topics["updates"].partitions)]
         bounds = log.bounds(partitions)
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
 
@@ -83,8 +98,12 @@ class Trainer:
             logger.warning("updates lost to retention", topic=tp.topic, partition=tp.partition, folded=folded, first_kept=first_kept)
         return max(folded, first_kept)
 
-    def step(self, timeout: float = 0.0) -> int:
+    def step(self, timeout: float = 0.0, beat: Callable[[], object] = lambda: None) -> int:
         """Fold the updates that are there into new versions and commit the last of them; returns how many updates were folded.
+
+        ``beat`` is called between the rounds, for whoever must be heard of while many are folded. Raises `Fenced` once another trainer,
+        or whoever went back to an older version, has taken over; what was folded since the last commit is then in no version, and this
+        trainer of no more use.
 
         Updates are taken by partition and offset, ``trainer.round_updates`` to a version. Versions between the last one committed and
         this one are seen by nobody, so they are not written.
@@ -100,6 +119,7 @@ class Trainer:
             parent, version = self.version, self.version
             size = self.settings.trainer.round_updates
             for group in (kept[start : start + size] for start in range(0, len(kept), size)):
+                beat()
                 version += 1
                 for name, keys in self.optimiser.step(
                     total([lesson.gradient for lesson in group]), compose(lesson.writes for lesson in group)
@@ -108,14 +128,14 @@ class Trainer:
         with stage("encode"):
             queries = sum(lesson.gradient.queries for lesson in kept)
             made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries, dropped)
-            parts = split(encode(made), self.chunk_bytes)
-            messages = [Message(self.topics["model"], b"%d" % made.version, part, 0) for part in parts]
-            messages += self._snapshot_if_due(made)
+            messages = version_messages(self.topics["model"], made) + self._snapshot_if_due(made)
+            beat()
         with stage("commit"):
             self.writer.commit(messages)
         self.version = made.version
         query = sum(lesson.kind == "query" for lesson in kept)
-        self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=len(dropped))
+        weighted = sum(lesson.weight < 1 for lesson in kept)
+        self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=len(dropped), weighted=weighted)
         self.metrics.observe_version(made.version, made.made_at)
         return len(kept)
 
@@ -142,13 +162,17 @@ class Trainer:
     def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], list[tuple[int, int]]]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning.
 
-        The places of those dropped stand in the version, so that what it folded can be told from the log.
+        The places of those dropped stand in the version, so that what it folded can be told from the log. Of the others, one made s
+        versions before the last committed one has weight 0.5^(s / ``trainer.staleness_half_life``).
         """
-        oldest = self.version - self.settings.trainer.max_staleness if self.settings.trainer.max_staleness else 0
+        trainer = self.settings.trainer
+        oldest = self.version - trainer.max_staleness if trainer.max_staleness else 0
         kept, dropped = list[Lesson](), list[tuple[int, int]]()
         for lesson in lessons:
             if lesson.version >= oldest and lesson.finite():
-                kept.append(lesson)
+                staleness = self.version - lesson.version
+                stale = trainer.staleness_half_life > 0 and staleness > 0
+                kept.append(lesson.weighted(0.5 ** (staleness / trainer.staleness_half_life)) if stale else lesson)
             else:
                 dropped.append(lesson.place)
         if dropped:
@@ -162,7 +186,6 @@ class Trainer:
         state: checkpoint.State,
         events: int,
         dropped: list[tuple[int, int]],
-        position: int = 0,
     ) -> Version:
         return Version(
             version=version,
@@ -174,7 +197,6 @@ class Trainer:
             events=events,
             made_at=time.time_ns() // 1_000_000,
             dropped=dropped,
-            position=position,
         )
 
     def _snapshot_if_due(self, made: Version) -> list[Message]:
@@ -182,14 +204,13 @@ class Trainer:
         every = self.settings.trainer.snapshot_every
         if made.version // every == self._snapshot // every:
             return []
-        tp = TopicPartition(self.topics["model"], 0)
+        tp = TopicPartition(self.topics["model"].name, 0)
         # The version itself follows in the same commit, so later ones stand behind the present end.
         end = self.log.bounds([tp])[tp].end
-        whole = self._version(made.version, None, checkpoint.export(self.model, self.optimiser), made.events, made.dropped, end)
-        slot = made.version // every % SLOTS
-        self._snapshot = made.version
-        parts = split(encode(whole), self.chunk_bytes)
-        return [Message(self.topics["snapshots"], b"%d/%06d" % (slot, number), part, 0) for number, part in enumerate(parts)]
+        whole = self._version(made.version, None, checkpoint.export(self.model, self.optimiser), made.events, made.dropped)
+        messages = snapshot_messages(self.topics["snapshots"], msgspec.structs.replace(whole, position=end), self._slot)
+        self._snapshot, self._slot = made.version, slot_of(messages[0])
+        return messages
 
     def close(self) -> None:
         """Release readers and the writer."""

@@ -1,36 +1,49 @@
-"""Following the model: from the newest snapshot, then version by version, to the one in force."""
+"""Following the model: from the newest snapshot, then version by version, to the one in force; and how versions are written."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from consumers.wire import state_from_wire
 from model import checkpoint
-from streaming.chunks import Joiner
-from streaming.codec import decode
-from streaming.errors import ChunkError, OtherSettings, VersionLost
+from streaming.chunks import Joiner, last_value, split
+from streaming.codec import decode, encode
+from streaming.errors import ChunkError, LogUnavailable, OtherSettings, VersionLost
 from streaming.events import Version
-from streaming.log import TopicPartition, present
+from streaming.log import Message, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from model.mamo import Mamo
     from model.meta import Optimiser
-    from streaming.log import Log, Record
+    from streaming.log import Log, Record, Topic
 
 READ_AT_ONCE = 16
 """Version records taken from the log in one go: each can be a megabyte."""
+
+SLOTS = 2
+"""Snapshots kept: one is written over only once the other slot holds a complete, newer one."""
+
+PATIENCE_SECONDS = 30.0
 
 
 class Versions:
     """Keeps a model, and an optimiser if given, at the newest version in the log.
 
     Version 0 is the model as settings and seed make it and stands in no topic. ``digest`` is that of the settings: a version made
-    with others is refused.
+    with others is refused. ``beat`` is called while a long way is read.
     """
 
-    def __init__(self, log: Log, topics: dict[str, str], digest: str, model: Mamo, optimiser: Optimiser | None = None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        topics: dict[str, str],
+        digest: str,
+        model: Mamo,
+        optimiser: Optimiser | None = None,
+        beat: Callable[[], object] = lambda: None,
+    ) -> None:
         self.log = log
         self.digest = digest
         self.model = model
@@ -38,41 +51,41 @@ class Versions:
         self.version = 0
         self.made_at = 0
         self.folded: dict[int, int] = {}
-        self._snapshots = TopicPartition(topics["snapshots"], 0)
-        self._model = TopicPartition(topics["model"], 0)
-        self._joiner = Joiner()
-        self._reader = log.reader()
         self.snapshot = 0
         """Version of the snapshot that this started from."""
-        self._start()
+        self.slot: int | None = None
+        """Where that snapshot is, None without one."""
+        self._model = TopicPartition(topics["model"], 0)
+        self._joiner = Joiner()
+        self._beat = beat
+        self._reader = log.reader()
+        self._start(TopicPartition(topics["snapshots"], 0))
 
-    def _start(self) -> None:
-        newest = max(self.snapshots(), key=lambda version: version.version, default=None)
-        bounds = self.log.bounds([self._model])[self._model]
-        start = bounds.start
-        if newest is not None:
-            self._take(newest, whole=True)
-            self.snapshot = newest.version
-            start = max(start, newest.position)
+    def _start(self, snapshots: TopicPartition) -> None:
+        start = self.log.bounds([self._model])[self._model].start
+        # Its chunks were written in one transaction, so the newest snapshot stands at the end.
+        if (newest := last_value(self.log, snapshots)) is not None:
+            record, value = newest
+            snapshot = decode(value, Version, what=f"snapshot in {record.topic}")
+            self._take(snapshot, whole=True)
+            self.snapshot, self.slot = snapshot.version, slot_of(record)
+            start = max(start, snapshot.position)
         self._reader.assign({self._model: start})
-        self.advance()
+        self.catch_up()
 
-    def snapshots(self) -> Iterator[Version]:
-        """Every complete snapshot in the log. Chunks left over from an older, longer one in the same slot are passed over."""
-        slots: dict[bytes, list[Record]] = {}
-        for record in present(self.log, [self._snapshots], at_once=READ_AT_ONCE):
-            if record.key is not None and record.value is not None:
-                slots.setdefault(record.key.partition(b"/")[0], []).append(record)
-        for records in slots.values():
-            # A snapshot's chunks were written in one transaction, so those of the slot's newest stand last and together.
-            joiner, whole = Joiner(), None
-            for record in sorted(records, key=lambda record: record.offset):
-                try:
-                    whole = joiner.feed(record) or whole
-                except ChunkError:
-                    continue
-            if whole is not None:
-                yield decode(whole, Version, what=f"snapshot in {self._snapshots.topic}")
+    def catch_up(self) -> None:
+        """Take on every version that is in the log now. Raises `LogUnavailable` where nothing comes for 30 s although there is more."""
+        end = self.log.bounds([self._model])[self._model].end
+        heard = time.monotonic()
+        while self._reader.position(self._model) < end:
+            self._beat()
+            records = self._reader.poll(READ_AT_ONCE, timeout=0.5)
+            for record in records:
+                self._feed(record)
+            if records:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > PATIENCE_SECONDS:
+                raise LogUnavailable(f"{self._model.topic}: no record for {PATIENCE_SECONDS:.0f} s, although the end has not been reached")
 
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
@@ -93,23 +106,18 @@ class Versions:
         version = decode(value, Version, what=f"{record.topic} at offset {record.offset}")
         if version.version <= self.version:
             return
-        if version.parent != self.version:
+        whole = version.replaces is not None
+        if version.parent != self.version and not whole:
             msg = (
                 f"{record.topic} at offset {record.offset}: version {version.version} follows {version.parent}, but this process is at "
                 f"{self.version}; the versions between were removed and no snapshot has them: raise topics.model_bytes or lower "
                 "trainer.snapshot_every"
             )
             raise VersionLost(msg)
-        self._take(version, whole=False)
+        self._take(version, whole=whole)
 
     def _take(self, version: Version, *, whole: bool) -> None:
-        if version.settings != self.digest:
-            msg = (
-                f"model version {version.version} was made with other settings (digest {version.settings[:12]}, here {self.digest[:12]}): "
-                "model, schema, rating or seed differ; go back to those settings, or use another topic_prefix or log"
-            )
-            raise OtherSettings(msg)
-        checkpoint.load(state_from_wire(version.tensors, version.rows), self.model, self.optimiser, whole=whole)
+        take(version, self.digest, self.model, self.optimiser, whole=whole)
         self.version = version.version
         self.made_at = version.made_at
         self.folded = dict(version.folded)
@@ -117,3 +125,36 @@ class Versions:
     def close(self) -> None:
         """Release the reader."""
         self._reader.close()
+
+
+def take(version: Version, digest: str, model: Mamo, optimiser: Optimiser | None, *, whole: bool) -> None:
+    """Set the values of a version. Raises `OtherSettings` unless it was made with the settings of this ``digest``."""
+    if version.settings != digest:
+        msg = (
+            f"model version {version.version} was made with other settings (digest {version.settings[:12]}, here {digest[:12]}): "
+            "model, schema, rating or seed differ; go back to those settings, or use another topic_prefix or log"
+        )
+        raise OtherSettings(msg)
+    checkpoint.load(state_from_wire(version.tensors, version.rows), model, optimiser, whole=whole)
+
+
+def version_messages(topic: Topic, version: Version) -> list[Message]:
+    """A version as records of ``model``."""
+    return [Message(topic.name, b"%d" % version.version, part, 0) for part in split(encode(version), _room(topic))]
+
+
+def snapshot_messages(topic: Topic, version: Version, newest: int | None) -> list[Message]:
+    """A whole version as records of ``snapshots``, in another slot than the ``newest`` snapshot is in."""
+    slot = 0 if newest is None else (newest + 1) % SLOTS
+    parts = split(encode(version), _room(topic))
+    return [Message(topic.name, b"%d/%06d" % (slot, number), part, 0) for number, part in enumerate(parts)]
+
+
+def slot_of(record: Record | Message) -> int:
+    """The slot that a record of ``snapshots`` is in."""
+    return int((record.key or b"0").partition(b"/")[0])
+
+
+def _room(topic: Topic) -> int:
+    """What a chunk may take beside its key."""
+    return topic.max_record_bytes - 64

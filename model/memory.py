@@ -167,6 +167,22 @@ class Writes:
             centre=self.centre_decay * memory.centre + self.centre,
         )
 
+    def weighted(self, weight: float) -> Self:
+        """The write that goes only this part of the way, from the memory as it is (0) to the memory after this write (1)."""
+        still = torch.eye(len(self.mixing_map), dtype=self.mixing_map.dtype)
+        return type(self)(
+            profile_decay=1 + weight * (self.profile_decay - 1),
+            profile=weight * self.profile,
+            centre_decay=1 + weight * (self.centre_decay - 1),
+            centre=weight * self.centre,
+            gradient_decay=1 + weight * (self.gradient_decay - 1),
+            gradient=weight * self.gradient,
+            mixing_map=still + weight * (self.mixing_map - still),
+            mixing=weight * self.mixing,
+            weights_decay=1 + weight * (self.weights_decay - 1),
+            weights=weight * self.weights,
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The parts by name, as they travel."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -39,6 +39,11 @@ class Gradient:
         """Whether no number is infinite or NaN: one step along one that is would end all learning."""
         return all(bool(values.isfinite().all()) for values in (self.vector, *(part.values for part in self.rows.values())))
 
+    def weighted(self, weight: float) -> Gradient:
+        """The gradient times ``weight``, of as many queries."""
+        rows = {name: RowGradients(part.keys, part.values * weight) for name, part in self.rows.items()}
+        return Gradient(self.queries, self.vector * weight, rows)
+
 
 class Scores:
     """Scores and standard deviations (B, q) inside the rating scale; ``sd`` is None where the model has no variance.

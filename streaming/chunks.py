@@ -11,9 +11,10 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from streaming.errors import ChunkError
+from streaming.log import present
 
 if TYPE_CHECKING:
-    from streaming.log import Record
+    from streaming.log import Log, Record, TopicPartition
 
 _MARK = 0xC1
 _LAYOUT = 1
@@ -113,6 +114,29 @@ class Joiner:
         if header.length > self.max_bytes:
             raise ChunkError(f"{where}: a value of {header.length} bytes, more than the {self.max_bytes} allowed")
         return header
+
+
+def last_value(log: Log, tp: TopicPartition, *, at_once: int = 64) -> tuple[Record, bytes] | None:
+    """The last whole value of a partition, with the record of its last piece; None where there is none.
+
+    However long the partition is, only its end is read: it may be cut into any number of records, so the look back, ``at_once`` records
+    at first, grows until a whole one is found. Raises as `streaming.log.present`.
+    """
+    start, end = log.bounds([tp])[tp]
+    back = at_once
+    while True:
+        since = max(start, end - back)
+        joiner, found = Joiner(), None
+        for record in present(log, [tp], at_once=at_once, since=since):
+            try:
+                value = joiner.feed(record)
+            except ChunkError:
+                continue  # The tail of a value that began before the look back.
+            if value is not None:
+                found = record, value
+        if found is not None or since == start:
+            return found
+        back *= 4
 
 
 def _progress(unfinished: _Open) -> str:

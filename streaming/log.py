@@ -233,17 +233,19 @@ class Log(abc.ABC):
 _PATIENCE_SECONDS = 30.0
 
 
-def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000) -> Iterator[Record]:
-    """Yield every record that the partitions hold now, partitions by turns, each in offset order; ``at_once`` of them are read in one go.
+def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, since: int = 0) -> Iterator[Record]:
+    """Yield every record that the partitions hold now, from offset ``since`` on, partitions by turns, each in offset order.
+
+    ``at_once`` of them are read in one go.
 
     Raises `UnknownTopic`, and `LogUnavailable` where nothing comes for 30 s although an end has not been reached.
     """
     bounds = log.bounds(tps)
-    unread = {tp for tp, (start, end) in bounds.items() if start < end}
+    unread = {tp for tp, (start, end) in bounds.items() if max(start, since) < end}
     if not unread:
         return
     with log.reader() as reader:
-        reader.assign({tp: bounds[tp].start for tp in unread})
+        reader.assign({tp: max(bounds[tp].start, since) for tp in unread})
         silent_since = time.monotonic()
         while unread:
             batch = reader.poll(at_once, timeout=0.5, only=unread)

@@ -161,8 +161,10 @@ class Metrics:
         self.aborted = self._counter("transactions_aborted_total", "Transactions given up; their step was done again or fell to another.")
         self.fenced = self._counter("fenced_total", "Times that another instance had taken over.")
         self.dropped = self._counter(
-            "updates_dropped_total", "Updates not folded because their version was older than trainer.max_staleness."
+            "updates_dropped_total", "Updates not folded: older than trainer.max_staleness, or with a value that is not finite."
         )
+        self.weighted = self._counter("updates_weighted_total", "Updates folded at less than full weight, by trainer.staleness_half_life.")
+        self.forgotten = self._counter("forgotten_total", "Users forgotten because their profile became null.")
         self._micro_batch = self._histogram("micro_batch_events", "Events scored in one step.", _SIZES)
         self._stages = self._histogram("step_stage_seconds", "Time of one step's stage.", _SECONDS, "stage")
         waits = self._describe(
@@ -245,11 +247,12 @@ class Metrics:
                 if before <= 5:
                     early.update(error)
 
-    def observe_fold(self, *, query: int, rehearsal: int = 0, dropped: int = 0) -> None:
-        """Take in a trainer's committed round: how many updates of each kind it folded, and how many it dropped as too old."""
+    def observe_fold(self, *, query: int, rehearsal: int = 0, dropped: int = 0, weighted: int = 0) -> None:
+        """Take in a trainer's committed round: how many updates of each kind it folded, how many of them at less weight, and dropped."""
         self._of_kind["query"].inc(query)
         self._of_kind["rehearsal"].inc(rehearsal)
         self.dropped.inc(dropped)
+        self.weighted.inc(weighted)
 
     def observe_version(self, version: int, made_at: int) -> None:
         """Take in that this process now uses ``version``, made at ``made_at`` (milliseconds since the epoch)."""

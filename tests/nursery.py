@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from consumers import logs
-from consumers.live import run_trainer, run_worker
+from consumers.live import run_worker
 from consumers.lockstep import Progress
 from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
+from consumers.training import run_trainer
 from tests.small_runs import run
 
 Role = Literal["lockstep", "worker", "trainer"]

@@ -22,12 +22,12 @@ def command(
 ) -> None:
     """Fold what the workers learned into the next versions of the model.
 
-    One trainer is at work at any time. Ctrl-C or SIGTERM finishes the round in hand.
+    One trainer is at work at any time; those started beside it stand by and take over. Ctrl-C or SIGTERM finishes the round in hand.
     """
     settings = configured(ctx, config, sets, verbose, {"broker": broker, "trainer.meta_update": meta_update, "metrics.port": port}).settings
-    from consumers.live import run_trainer
     from consumers.stop import Stop
     from consumers.system import System
+    from consumers.training import run_trainer
 
     with Stop() as stop, System(settings) as system:
         run_trainer(system, stop)
