@@ -50,9 +50,13 @@ def run_worker(system: System, stop: Stop) -> None:
             if time.monotonic() - looked > LAG_SECONDS:
                 looked = time.monotonic()
                 observe_lag(system, reader, topic.name, worker)
-            for number, records in groupby(read(system, reader), attrgetter("partition")):
+            batches = {number: list(records) for number, records in groupby(read(system, reader), attrgetter("partition"))}
+            for number in sorted(worker.held):
+                records = batches.get(number, [])
+                if not records and not worker.tables.waiting(number):
+                    continue
                 try:
-                    worker.step(number, list(records), assignment)
+                    worker.step(number, records, assignment)
                 except Fenced as error:
                     logger.warning("step given up", partition=number, reason=str(error))
                     system.metrics.fenced.inc()

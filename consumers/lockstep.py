@@ -69,6 +69,12 @@ def run(
             system.metrics.observe_lag({tp.partition: count for tp, count in left.items()})
             system.health.waiting(sum(left[tp] for tp in ready))
             if not ready:
+                worker.tables.advance()
+            for tp in partitions:
+                # Where no interaction comes, whoever is to be forgotten is forgotten all the same.
+                if tp not in ready and worker.tables.waiting(tp.partition):
+                    worker.step(tp.partition, [], system.settings.group_id)
+            if not ready:
                 if until_end:
                     break
                 stop.wait(WAIT_SECONDS)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from streaming.deadletters import dead_letter_message
 from streaming.errors import Malformed
-from streaming.log import TopicPartition
+from streaming.log import Message, TopicPartition
 from streaming.validation import decode_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from model.mamo import Mamo
-    from streaming.log import Log, Message, Record, Topic
+    from streaming.log import Log, Record, Topic
     from streaming.validation import Limits
 
 READ_AT_ONCE = 1000
 
 
+class Pending(NamedTuple):
+    """What a step of a partition commits for the tables: dead letters, users to forget, and the positions up to which both are complete."""
+
+    letters: list[Message]
+    forgotten: list[str]
+    positions: dict[TopicPartition, int]
+
+
 class ProfileTables:
     """Reads items whole and the users of the partitions held, up to the end of what is there, whenever `advance` is called.
 
-    Every process that holds partition 0 answers for the dead letters of items; those of users go with their partition. ``letters``
-    waits for the next step to commit it, together with ``positions``: so a profile that cannot be taken is reported once,
-    although the tables are read anew after each start.
+    Every process that holds partition 0 answers for the dead letters of items; those of users go with their partition, as does the
+    forgetting of users whose profile is null. Both wait for the next step, which commits the positions of the tables with them: so each
+    is done once, although the tables are read anew after each start.
     """
 
     def __init__(self, log: Log, topics: dict[str, Topic], model: Mamo, limits: Limits, group: str) -> None:
@@ -36,19 +44,29 @@ class ProfileTables:
         self._limits = limits
         self._group = group
         self._reader = log.reader()
-        self._reported: dict[TopicPartition, int] = {}
-        self._letters: dict[int, list[Message]] = {}
+        self._done: dict[TopicPartition, int] = {}
+        """How far each table is committed: what stands before has been reported and forgotten."""
+        self._waiting: dict[TopicPartition, list[tuple[int, Message | str]]] = {}
+        """By offset, the dead letters and the ids of users to forget that no step has committed yet."""
+        self._known: dict[int, set[str]] = {}
+        """Users with a profile, by partition."""
         self.unknown_fields = 0
 
-    def assign(self, partitions: Iterable[int]) -> None:
-        """Hold the users of these partitions; what is held already is not read again."""
+    def assign(self, partitions: Collection[int]) -> None:
+        """Hold the users of these partitions and drop those of all others; what is held already is not read again."""
         items = TopicPartition(self._items.name, 0)
         wanted = [items, *(TopicPartition(self._users.name, partition) for partition in sorted(partitions))]
         bounds = self._log.bounds(wanted)
         committed = self._log.committed(self._group, wanted)
-        held = set(self._reported)
-        self._reported = {tp: committed.get(tp, 0) for tp in wanted}
-        self._letters = {}
+        held = set(self._done)
+        self._done = {tp: committed.get(tp, 0) for tp in wanted}
+        # What waited may have been committed by another worker, which held the partition meanwhile.
+        self._waiting = {
+            tp: [entry for entry in self._waiting[tp] if entry[0] >= done] for tp, done in self._done.items() if tp in self._waiting
+        }
+        for partition in self._known.keys() - set(partitions):
+            for user in self._known.pop(partition):
+                self._model.users.set(user, None)
         self._reader.assign({tp: self._reader.position(tp) if tp in held else bounds[tp].start for tp in wanted})
 
     def advance(self, beat: Callable[[], None] = lambda: None) -> None:
@@ -60,26 +78,49 @@ class ProfileTables:
 
     def _take(self, record: Record) -> None:
         is_item = record.topic == self._items.name
+        tp = TopicPartition(record.topic, record.partition)
+        new = record.offset >= self._done[tp]
         partitions = self._items.partitions if is_item else self._users.partitions
         try:
             profile = decode_profile(record, self._limits, self._count_unknown, partitions=partitions)
         except Malformed as error:
-            if record.offset >= self._reported[TopicPartition(record.topic, record.partition)]:
-                self._letters.setdefault(record.partition, []).append(dead_letter_message(self._dead_letters, record, error))
+            if new:
+                self._waiting.setdefault(tp, []).append((record.offset, dead_letter_message(self._dead_letters, record, error)))
             return
         assert record.key is not None, "decode_profile refuses a record without a key"  # noqa: S101
+        key = record.key.decode()
         side = self._model.items if is_item else self._model.users
-        side.set(record.key.decode(), None if profile is None else profile.features)
+        side.set(key, None if profile is None else profile.features)
+        if is_item:
+            return
+        if profile is not None:
+            self._known.setdefault(record.partition, set()).add(key)
+            return
+        self._known.get(record.partition, set()).discard(key)
+        if new:
+            self._waiting.setdefault(tp, []).append((record.offset, key))
 
     def _count_unknown(self, fields: int) -> None:
         self.unknown_fields += fields
 
-    def pending(self, partition: int) -> tuple[list[Message], dict[TopicPartition, int]]:
-        """The dead letters that a step of ``partition`` has to commit, and the positions of the tables with them."""
-        tables = [TopicPartition(self._users.name, partition)]
-        if partition == 0:
-            tables.append(TopicPartition(self._items.name, 0))
-        return self._letters.get(partition, []), {tp: self._reader.position(tp) for tp in tables if tp in self._reported}
+    def _of(self, partition: int) -> list[TopicPartition]:
+        """The tables that a step of ``partition`` answers for."""
+        users = TopicPartition(self._users.name, partition)
+        return [users, TopicPartition(self._items.name, 0)] if partition == 0 else [users]
+
+    def waiting(self, partition: int) -> bool:
+        """Whether something waits for a step of ``partition``, be it one without interactions."""
+        return any(self._waiting.get(tp) for tp in self._of(partition))
+
+    def pending(self, partition: int) -> Pending:
+        """What a step of ``partition`` has to commit."""
+        tables = self._of(partition)
+        entries = [entry for tp in tables for _, entry in self._waiting.get(tp, [])]
+        return Pending(
+            letters=[entry for entry in entries if isinstance(entry, Message)],
+            forgotten=[entry for entry in entries if isinstance(entry, str)],
+            positions={tp: self._reader.position(tp) for tp in tables if tp in self._done},
+        )
 
     def positions(self, partition: int) -> dict[str, int]:
         """How far users and items are read, by topic, for the plan of a step of ``partition``."""
@@ -88,8 +129,9 @@ class ProfileTables:
 
     def committed(self, partition: int, positions: dict[TopicPartition, int]) -> None:
         """The step that took `pending` along was committed."""
-        self._letters.pop(partition, None)
-        self._reported.update(positions)
+        for tp in self._of(partition):
+            self._waiting.pop(tp, None)
+        self._done.update(positions)
 
     def close(self) -> None:
         """Release the reader."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -66,12 +67,14 @@ class Learned(NamedTuple):
     writers: int
 
 
-class Partition(NamedTuple):
-    """A partition that this worker holds: its writer, whose opening fenced any earlier owner, and its users' state."""
+@dataclass(slots=True)
+class Partition:
+    """A partition that this worker holds: its writer, whose opening fenced any earlier owner, its users' state, and where to go on."""
 
     number: int
     writer: Writer
     support: SupportSets
+    offset: int
 
 
 class Worker:
@@ -110,9 +113,10 @@ class Worker:
                 f"committed {start}: the two do not belong together; use another group or topic_prefix, or the log they came from"
             )
             raise LogError(msg)
-        self.held[number] = Partition(number, writer, support)
+        offset = self.log.bounds([source])[source].start if start is None else start
+        self.held[number] = Partition(number, writer, support, offset)
         self._observe_users()
-        return self.log.bounds([source])[source].start if start is None else start
+        return offset
 
     def _restore(self, support: SupportSets, number: int, beat: Callable[[], None]) -> Position | None:
         changelog = TopicPartition(self.topics["support"], number)
@@ -141,34 +145,38 @@ class Worker:
         self.versions.close()
 
     def step(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport:
-        """Score a micro-batch of one partition, learn from it, and commit all of it at once.
+        """Score a micro-batch of one partition, learn from it, and commit all of it at once; first forget whoever is to be forgotten.
 
+        Without records there is only that to do, which `ProfileTables.waiting` tells.
         Raises `Fenced` if the partition has gone to another worker, and what `Writer.commit` raises; nothing of the step is then kept.
         """
-        partition, stage = self.held[number], self.metrics.stage
+        partition, stage, tables = self.held[number], self.metrics.stage, self.tables.pending(number)
+        first, after = (records[0].offset, records[-1].offset + 1) if records else (partition.offset, partition.offset)
         try:
             with stage("decode"):
                 events, messages, reasons = self._decode(records)
             with stage("support"):
+                for user in tables.forgotten:
+                    partition.support.forget(user, first)
                 taken = [self._take(partition.support, interaction, source) for interaction, source in events]
             learned = self._learn(partition, taken)
             with stage("encode"):
-                messages += self._scores(number, records[0].offset, taken, learned.scores)
+                messages += self._scores(number, first, taken, learned.scores)
                 messages += self._updates(number, records, learned)
                 changes = partition.support.changes()
                 messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
-                letters, tables = self.tables.pending(number)
-                next_offset = records[-1].offset + 1
-                messages += [*letters, self._position(partition, next_offset)]
-                offsets = {TopicPartition(self.topics["interactions"], number): next_offset, **tables}
+                messages += [*tables.letters, self._position(partition, after)]
+                offsets = {TopicPartition(self.topics["interactions"], number): after, **tables.positions}
             with stage("commit"):
                 partition.writer.commit(messages, offsets, owner)
         except BaseException:
             partition.support.discard()
             raise
         partition.support.commit(changes)
-        self.tables.committed(number, tables)
-        return self._observe(records, taken, learned, reasons)
+        partition.offset = after
+        self.tables.committed(number, tables.positions)
+        self.metrics.forgotten.inc(len(set(tables.forgotten)))
+        return self._observe(number, records, taken, learned, reasons)
 
     def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
         """The valid events with their sources, dead letters for the others, and the count of these by reason."""
@@ -269,7 +277,9 @@ class Worker:
 
     def _updates(self, number: int, records: Sequence[Record], learned: Learned) -> list[Message]:
         """One update for each lesson, the step's memory writes with the first."""
-        messages = []
+        messages = list[Message]()
+        if not learned.lessons:
+            return messages
         source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
         writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
         for kind, gradient in learned.lessons:
@@ -289,11 +299,13 @@ class Worker:
         )
         return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
 
-    def _observe(self, records: Sequence[Record], taken: Sequence[Taken], learned: Learned, reasons: dict[str, int]) -> StepReport:
+    def _observe(
+        self, number: int, records: Sequence[Record], taken: Sequence[Taken], learned: Learned, reasons: dict[str, int]
+    ) -> StepReport:
         now = time.time()
         appended = {record.offset: record.timestamp / 1000 for record in records}
         report = StepReport(
-            partition=records[0].partition,
+            partition=number,
             events=len(records),
             errors=[score - event.interaction.rating for event, (score, _) in zip(taken, learned.scores, strict=True)],
             earlier=[event.support.earlier if event.support else 0 for event in taken],

@@ -36,18 +36,22 @@ class Profiles:
 
     def _forget(self) -> None:
         self._places: dict[str, int] = {}
+        self._free: list[int] = []
         self._rows = np.zeros((64, self.slots), np.int64)
         self._weights = np.zeros((64, self.slots), np.float32)
         self._layout = self.table.layout
 
     def set(self, key: str, features: Mapping[str, Value] | None) -> None:
-        """Take a new or changed profile; None drops it. In effect from the next `places` on.
+        """Take a new or changed profile; None drops it, and with it all that is held of the key. In effect from the next `places` on.
 
         Beyond ``remember`` profiles a new one is refused and counted: its owner is served as one without a profile.
         """
         if features is None:
             self.features.pop(key, None)
-        elif key in self.features or len(self.features) < self.remember:
+            if (place := self._places.pop(key, None)) is not None:
+                self._free.append(place)
+            return
+        if key in self.features or len(self.features) < self.remember:
             self.features[key] = features
         else:
             self.refused += 1
@@ -72,7 +76,7 @@ class Profiles:
         for key in keys:
             place = places.get(key)
             if place is None:
-                place = places[key] = len(places)
+                place = places[key] = self._free.pop() if self._free else len(places)
                 if place == len(self._rows):
                     self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
                     self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])

@@ -100,13 +100,22 @@ class Support(msgspec.Struct, frozen=True):
     """A user's support set: the last interactions as (item, rating, timestamp), oldest first, and the source of the last one.
 
     ``earlier`` counts all interactions that the user ever had. ``ordinal`` is the user's place in the partition's order of first
-    appearance: rehearsal draws users by it, so that a restored worker draws the same ones.
+    appearance: rehearsal draws users by it, so that a restored worker draws the same ones. ``since`` is the first offset of
+    ``interactions`` that counts: where the user was last forgotten, 0 for one who never was.
     """
 
     interactions: list[tuple[str, float, int]]
     source: Source
     earlier: int
     ordinal: int
+    since: int = 0
+    format: int = FORMAT
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """What ``support`` keeps of a user who was forgotten and has not come back: the first offset of ``interactions`` that would count."""
+
+    forgotten: int
     format: int = FORMAT
 
 

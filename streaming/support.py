@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 
 from streaming.codec import decode, encode
-from streaming.events import Support
+from streaming.errors import Malformed
+from streaming.events import Forgotten, Support
 
 if TYPE_CHECKING:
     from streaming.events import Interaction, Source
@@ -20,18 +21,25 @@ if TYPE_CHECKING:
 
 
 class _Head(msgspec.Struct):
-    ordinal: int
+    """What tells a support set from a marker: the one has an ordinal, the other an offset as of which the user is forgotten."""
+
+    ordinal: int | None = None
+    forgotten: int | None = None
 
 
-def _ordinal(value: bytes, user: str) -> int:
-    return decode(value, _Head, what=f"support set of {user!r}").ordinal
+def _head(value: bytes, user: str) -> _Head:
+    head = decode(value, _Head, what=f"support set of {user!r}")
+    if (head.ordinal is None) == (head.forgotten is None):
+        raise Malformed("missing-field", f"support set of {user!r}: neither a support set nor the marker of a forgotten user")
+    return head
 
 
 class SupportSets:
     """The support sets of one partition, ``size`` interactions each, for ``max_users`` users at most (0: without bound).
 
     Values are held encoded, about 25 bytes an interaction, in the order of their last change. When a user comes beyond the bound, the
-    user whose last interaction is oldest is forgotten: the rule depends on the log alone, so that every reader of it agrees.
+    user whose last interaction is oldest is dropped: the rule depends on the log alone, so that every reader of it agrees.
+    Of a user who asked to be forgotten there is left, until the next interaction, as of which offset.
     """
 
     def __init__(self, size: int, *, max_users: int = 0) -> None:
@@ -40,10 +48,11 @@ class SupportSets:
         self.ordinals_given = 0
         self._values: dict[str, bytes] = {}
         self._ordinals: dict[int, str] = {}
-        self._staged: dict[str, Support | None] = {}
+        self._forgotten: dict[str, int] = {}
+        self._staged: dict[str, Support | Forgotten | None] = {}
         self._staged_ordinals = 0
         self.evicted = 0
-        """Users forgotten because of the bound, since this process started."""
+        """Users dropped because of the bound, since this process started."""
 
     def __len__(self) -> int:
         return len(self._values)
@@ -51,35 +60,47 @@ class SupportSets:
     def get(self, user: str) -> Support | None:
         """The user's support set as it stands, staged changes included; None if the user has none."""
         if user in self._staged:
-            return self._staged[user]
+            staged = self._staged[user]
+            return staged if isinstance(staged, Support) else None
         value = self._values.get(user)
         return None if value is None else decode(value, Support, what="support set")
 
     def append(self, user: str, interaction: Interaction, source: Source) -> None:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
         before = self.get(user)
+        since = self._since(user)
         entry = (interaction.item, interaction.rating, interaction.timestamp)
         if before is None:
-            # While a user forgotten in this very step is still staged as such, so that it is not forgotten once more to make room.
+            # While a user dropped in this very step is still staged as such, so that it is not forgotten once more to make room.
             self._make_room()
         # Taken out first, so that the order of staging is the order of last changes.
         self._staged.pop(user, None)
         if before is None:
-            self._staged[user] = Support([entry], source, 1, self.ordinals_after)
+            self._staged[user] = Support([entry], source, 1, self.ordinals_after, since)
             self._staged_ordinals += 1
             return
         kept = before.interactions[-self.size + 1 :] if self.size > 1 else []
-        self._staged[user] = Support([*kept, entry], source, before.earlier + 1, before.ordinal)
+        self._staged[user] = Support([*kept, entry], source, before.earlier + 1, before.ordinal, before.since)
+
+    def forget(self, user: str, offset: int) -> None:
+        """Stage that nothing of ``user`` before this offset counts any more, and that nothing but this is kept."""
+        self._staged.pop(user, None)
+        self._staged[user] = Forgotten(offset)
+
+    def _since(self, user: str) -> int:
+        """The first offset that counts for a user without a support set."""
+        staged = self._staged.get(user)
+        return staged.forgotten if isinstance(staged, Forgotten) else self._forgotten.get(user, 0)
 
     def _make_room(self) -> None:
         if not self.max_users:
             return
-        held = len(self._values) + sum((value is not None) - (user in self._values) for user, value in self._staged.items())
+        held = len(self._values) + sum(isinstance(value, Support) - (user in self._values) for user, value in self._staged.items())
         if held < self.max_users:
             return
         oldest = next((user for user in self._values if user not in self._staged), None)
         if oldest is None:
-            oldest = next(user for user, value in self._staged.items() if value is not None)
+            oldest = next(user for user, value in self._staged.items() if isinstance(value, Support))
         self._staged.pop(oldest, None)
         self._staged[oldest] = None
 
@@ -112,11 +133,17 @@ class SupportSets:
 
     def _put(self, user: str, value: bytes | None) -> None:
         before = self._values.pop(user, None)
-        if before is not None:
-            self._ordinals.pop(_ordinal(before, user), None)
-        if value is not None:
+        self._forgotten.pop(user, None)
+        if before is not None and (ordinal := _head(before, user).ordinal) is not None:
+            self._ordinals.pop(ordinal, None)
+        if value is None:
+            return
+        head = _head(value, user)
+        if head.forgotten is not None:
+            self._forgotten[user] = head.forgotten
+        elif head.ordinal is not None:
             self._values[user] = value
-            self._ordinals[_ordinal(value, user)] = user
+            self._ordinals[head.ordinal] = user
 
     def draw(self, count: int, generator: np.random.Generator) -> list[str]:
         """Draw up to ``count`` different users, all alike likely; the same for the same log and generator, restarted or not.
@@ -128,4 +155,4 @@ class SupportSets:
             return []
         tried = dict.fromkeys(generator.integers(0, self.ordinals_given, 4 * count).tolist())
         users = (self._ordinals[ordinal] for ordinal in tried if ordinal in self._ordinals)
-        return [user for user in users if self._staged.get(user, True) is not None][:count]
+        return [user for user in users if user not in self._staged or isinstance(self._staged[user], Support)][:count]

@@ -21,9 +21,10 @@ from streaming.codec import decode, encode
 from streaming.events import Version
 from streaming.journal import read_journal
 from streaming.log import TopicPartition
+from streaming.partitioner import partition_of
 from streaming.scored import read_run
 from tests.nursery import Nursery
-from tests.small_runs import MICRO_BATCH, Stream, fill, small
+from tests.small_runs import MICRO_BATCH, Stream, fill, profile, small
 from tests.test_promises import findings, reasons_of
 from tests.verify.reading import joined, read
 
@@ -131,7 +132,11 @@ def test_live_workers_and_trainers_killed_stopped_and_replaced_keep_all_promises
     trainer = nursery.start(settings, role="trainer")
     dice = random.Random(3)
     offsets: list[int] = []
+    nulls: dict[tuple[str, int, int], str] = {}
     for burst in range(bursts):
+        leaving = [f"u{(burst * 5 + n) % 40}" for n in range(3)]
+        for user, place in zip(leaving, fill(settings, [profile("users", user, None) for user in leaving]), strict=True):
+            nulls["users", partition_of(user.encode(), partitions), place] = user
         offsets += fill(settings, stream.messages[burst * 100 : burst * 100 + 100])
         time.sleep(dice.uniform(0.05, 0.25))
         if burst in {1, 3}:
@@ -146,7 +151,7 @@ def test_live_workers_and_trainers_killed_stopped_and_replaced_keep_all_promises
             os.kill(workers[0], signal.SIGCONT)
     deadline = time.monotonic() + 30
     # A promise that is broken for good stays so; one not kept yet only needs time.
-    while (found := findings(settings, reasons=reasons_of(stream, offsets))) or waiting(settings):
+    while (found := findings(settings, reasons=reasons_of(stream, offsets), nulls=nulls)) or waiting(settings):
         if time.monotonic() > deadline:
             break
         time.sleep(0.1)

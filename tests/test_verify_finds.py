@@ -12,6 +12,7 @@ import pytest
 
 from consumers.opening import connect
 from consumers.settings import Settings
+from consumers.tables import ProfileTables
 from consumers.trainer import Trainer
 from consumers.worker import Worker
 from streaming.codec import decode, encode
@@ -21,7 +22,7 @@ from streaming.errors import LogError, Malformed
 from streaming.events import Score, Update, Version
 from streaming.log import Assignment, Message, Record, TopicPartition
 from streaming.support import SupportSets
-from tests.small_runs import Stream, fill, run, small
+from tests.small_runs import Stream, fill, profile, run, small
 from tests.test_promises import findings, reasons_of
 from tests.verify.reading import read
 
@@ -171,6 +172,73 @@ def test_it_finds(what: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
     assert promise in found
     # What follows from it may be found as well, but no promise that holds is said to be broken.
     assert found <= {promise, *{"a": "d", "b": "cd"}.get(promise, "")}
+
+
+def forget_nobody(patch: Patch) -> None:
+    patch.setattr(SupportSets, "forget", lambda sets, user, offset: None)
+
+
+def forget_one_event_late(patch: Patch) -> None:
+    """The user's next event still belongs to the old life."""
+    forget, append, late = SupportSets.forget, SupportSets.append, dict[str, int]()
+    patch.setattr(SupportSets, "forget", lambda sets, user, offset: late.update({user: offset}))
+
+    def appended(sets: SupportSets, user: str, *args: Any) -> None:  # noqa: ANN401 - as the method
+        append(sets, user, *args)
+        if user in late:
+            forget(sets, user, late.pop(user))
+
+    patch.setattr(SupportSets, "append", appended)
+
+
+def forget_from_a_later_offset_on(patch: Patch) -> None:
+    forget = SupportSets.forget
+    patch.setattr(SupportSets, "forget", lambda sets, user, offset: forget(sets, user, offset + 1))
+
+
+def forget_without_a_marker(patch: Patch) -> None:
+    changes = SupportSets.changes
+
+    def bare(sets: SupportSets) -> list[tuple[bytes, bytes | None]]:
+        return [(key, None if value and b"forgotten" in value else value) for key, value in changes(sets)]
+
+    patch.setattr(SupportSets, "changes", bare)
+
+
+def forget_again_after_a_restart(patch: Patch) -> None:
+    assign = ProfileTables.assign
+
+    def forgetful(tables: ProfileTables, partitions: Any) -> None:  # noqa: ANN401
+        assign(tables, partitions)
+        tables._done = dict.fromkeys(tables._done, 0)
+
+    patch.setattr(ProfileTables, "assign", forgetful)
+
+
+FORGETS: dict[str, Callable[[Patch], None]] = {
+    "a forget ignored": forget_nobody,
+    "a forget one event late": forget_one_event_late,
+    "a forget with a later offset": forget_from_a_later_offset_on,
+    "a forget without a marker": forget_without_a_marker,
+    "a forget done again after a restart": forget_again_after_a_restart,
+}
+
+
+@pytest.mark.parametrize("what", [None, *FORGETS])
+def test_it_finds_wrong_forgetting(what: str | None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three users, two come back, and the third is never heard of."""
+    users = sorted({message.key.decode() for message in STREAM.messages[80:] if message.key}, key=str)[-2:]
+    if what is not None:
+        FORGETS[what](monkeypatch)
+    fill(settings, STREAM.messages[:80])
+    run(settings)
+    fill(settings, [*(profile("users", user, None) for user in [*users, "nobody"]), *STREAM.messages[80:120]])
+    run(settings)
+    fill(settings, STREAM.messages[120:])
+    run(settings)
+    found = {finding.promise for finding in findings(settings)}
+    assert found <= {"a", "d"}
+    assert ("a" in found) == (what is not None)
 
 
 def outside(kept: str, at: int) -> Callable[..., list[int]]:

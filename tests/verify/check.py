@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgpack
 import numpy as np
 
 from streaming.codec import decode
-from streaming.events import REASONS, DeadLetter, Position, Score, Source, Support, Update, Version
+from streaming.events import REASONS, DeadLetter, Forgotten, Position, Score, Source, Support, Update, Version
 from streaming.log import Log, Record, TopicPartition
 from tests.verify.finding import Finding
 from tests.verify.fold import Fold
@@ -21,7 +22,11 @@ POSITION = b"\x00position"
 
 @dataclass(frozen=True)
 class Rules:
-    """What a run promises to keep to. ``reasons`` are those of garbage by its place, where whoever made it knows them."""
+    """What a run promises to keep to.
+
+    ``reasons`` are those of garbage by its place, where whoever made it knows them. ``nulls`` are places in ``users`` of null profiles, and
+    whose, that newer profiles have superseded: of these the log itself knows no more.
+    """
 
     group: str = "coldstream"
     prefix: str = ""
@@ -31,6 +36,7 @@ class Rules:
     max_users: int = 0
     round_updates: int = 1
     reasons: Mapping[Source, str] = field(default_factory=dict)
+    nulls: Mapping[Source, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Seen:
 
 def verify(log: Log, rules: Rules) -> list[Finding]:
     """Check every promise; what is wrong, in the order of promises."""
-    names = {name: rules.prefix + name for name in ("interactions", "scores", "support", "updates", "model", "dead-letters")}
+    names = {name: rules.prefix + name for name in ("interactions", "scores", "support", "updates", "model", "dead-letters", "users")}
     topics = log.topics()
     for plain in ("interactions", "scores", "updates", "model", "dead-letters"):
         tps = [TopicPartition(names[plain], number) for number in range(topics[names[plain]].partitions)]
@@ -80,11 +86,33 @@ def _look(log: Log, rules: Rules, names: dict[str, str], number: int) -> Seen:
                 garbage.append(record)
             else:
                 events.append(event)
-    fold = Fold(rules.support_size, rules.max_users)
-    before = {event.offset: fold.take(event) for event in events}
     scores = [decode(record.value, Score, what="score") for record in read(log, names["scores"], number)]
     updates = [(whole.end, decode(whole.value, Update, what="update")) for whole in joined(read(log, names["updates"], number))]
+    forgets = _forgets(log, rules, TopicPartition(names["users"], number), [update for _, update in updates], committed)
+    fold, before = Fold(rules.support_size, rules.max_users), dict[int, list[Event]]()
+    for event in events:
+        while forgets and forgets[0][0][1] <= event.offset:
+            since, user = forgets.pop(0)
+            fold.forget(user, since)
+        before[event.offset] = fold.take(event)
+    for since, user in forgets:
+        fold.forget(user, since)
     return Seen(number, committed, events, garbage, before, fold, scores, updates)
+
+
+def _forgets(log: Log, rules: Rules, tp: TopicPartition, updates: Iterable[Update], end: int) -> list[tuple[tuple[int, int], str]]:
+    """Who is forgotten, in order, and bounds of where: after the last step that had not read the null, by the first that had."""
+    committed = log.committed(rules.group, [tp]).get(tp, 0)
+    nulls = {place[2]: user for place, user in rules.nulls.items() if place[:2] == tp}
+    nulls |= {record.offset: (record.key or b"").decode() for record in read(log, *tp) if record.value is None}
+    steps = [(update.tables[tp.topic], *update.source[2:]) for update in updates]
+    found = []
+    for offset, user in nulls.items():
+        if offset < committed:
+            last = max((after for position, _, after in steps if position <= offset), default=0)
+            first = min((first for position, first, _ in steps if position > offset), default=end)
+            found.append((first, offset, last, user))
+    return [((last, first), user) for first, _, last, user in sorted(found)]
 
 
 def _support_is_the_fold(log: Log, names: dict[str, str], seen: Seen) -> Iterator[Finding]:
@@ -99,7 +127,15 @@ def _support_is_the_fold(log: Log, names: dict[str, str], seen: Seen) -> Iterato
     stated = decode(position, Position, what="position")
     if (stated.offset, stated.users) != (seen.committed, seen.after.ordinals):
         yield Finding("a", f"{where} stands at {stated.offset} with {stated.users} users, not {seen.committed}, {seen.after.ordinals}")
-    held = {key.decode(): decode(value, Support, what="support") for key, value in latest.items() if key and value is not None}
+    values = {key.decode(): value for key, value in latest.items() if key and value is not None}
+    markers = {user: decode(value, Forgotten, what="marker") for user, value in values.items() if b"interactions" not in value}
+    if markers.keys() != seen.after.forgotten.keys():
+        yield Finding("a", f"{where} has markers of {sorted(markers)}, but {sorted(seen.after.forgotten)} are forgotten")
+    for user in markers.keys() & seen.after.forgotten.keys():
+        low, high = seen.after.forgotten[user]
+        if not low <= markers[user].forgotten <= high or msgpack.unpackb(values[user]).keys() != {"forgotten", "format"}:
+            yield Finding("a", f"{where} of {user} is {values[user]!r}, not a marker of {low} to {high}")
+    held = {user: decode(value, Support, what="support") for user, value in values.items() if user not in markers}
     # Users of one step are written in the order of their last event, so the order of records is that of the fold.
     if list(held) != list(seen.after.users):
         missing, extra = set(seen.after.users) - set(held), set(held) - set(seen.after.users)
@@ -107,7 +143,9 @@ def _support_is_the_fold(log: Log, names: dict[str, str], seen: Seen) -> Iterato
     for user in held.keys() & seen.after.users.keys():
         whole = seen.after.users[user]
         source = (names["interactions"], seen.number, whole.events[-1].offset)
-        wanted = Support(seen.after.support(user), source, len(whole.events), whole.ordinal)
+        low, high = whole.since
+        since = held[user].since if low <= held[user].since <= high else high
+        wanted = Support(seen.after.support(user), source, len(whole.events), whole.ordinal, since)
         if held[user] != wanted:
             yield Finding("a", f"{where} of {user} is {held[user]}, not {wanted}")
 

@@ -10,10 +10,14 @@ from tests.verify.reading import Event
 
 @dataclass
 class Held:
-    """What a user has: every interaction since the user came (or came back after being forgotten), and the user's ordinal."""
+    """What a user has: every interaction since the user came (or came back after being forgotten or evicted), and the user's ordinal.
+
+    ``since`` bounds the offset at which the user was last forgotten.
+    """
 
     events: list[Event]
     ordinal: int
+    since: tuple[int, int] = (0, 0)
 
 
 class Fold:
@@ -23,7 +27,13 @@ class Fold:
         self.size = size
         self.max_users = max_users
         self.users: dict[str, Held] = {}
+        self.forgotten: dict[str, tuple[int, int]] = {}
         self.ordinals = 0
+
+    def forget(self, user: str, since: tuple[int, int]) -> None:
+        """Nothing before the offset within these bounds is the user's any more."""
+        self.users.pop(user, None)
+        self.forgotten[user] = since
 
     def take(self, event: Event) -> list[Event]:
         """The user's interactions before the event, which is then appended."""
@@ -31,7 +41,7 @@ class Fold:
         if held is None:
             if self.max_users and len(self.users) == self.max_users:
                 del self.users[next(iter(self.users))]
-            held = Held([], self.ordinals)
+            held = Held([], self.ordinals, self.forgotten.pop(event.user, (0, 0)))
             self.ordinals += 1
         before = list(held.events)
         held.events.append(event)
