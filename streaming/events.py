@@ -196,11 +196,12 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class ReplayPosition(msgspec.Struct, frozen=True):
-    """How far a file has been replayed into a topic: the value of ``replays``, whose key is the digest of topic and file name.
+    """How far a file or a topic has been replayed into a topic: the value of ``replays``, keyed by the digest of both names and the range.
 
     ``size`` and ``digest`` (of the first and last megabyte) tell whether the file is still the same, ``settings`` is the digest of how it
-    was read. The first ``entries`` entries are in the topics; in the file's own order the next one starts after line ``line`` and byte
-    ``end``. ``events`` and ``dead_letters`` (by reason) count over all runs.
+    was read. The first ``entries`` entries are done; in the file's own order the next one starts after line ``line`` and byte
+    ``end``, in a topic (whose ``size`` is its number of partitions) at ``offsets`` by partition. ``events`` and ``dead_letters`` (by
+    reason) count over all runs, and ``outside`` the events before ``since`` or not before ``until``, which were left out.
     """
 
     topic: str
@@ -214,4 +215,8 @@ class ReplayPosition(msgspec.Struct, frozen=True):
     events: int
     dead_letters: dict[str, int]
     done: bool
+    offsets: dict[int, int] = {}
+    since: int | None = None
+    until: int | None = None
+    outside: int = 0
     format: int = FORMAT

@@ -144,7 +144,7 @@ def test_an_error_in_the_middle_loses_and_repeats_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text + "1,2,3,881250949000\n", "has changed since it was last replayed .*: 50 of its lines .* with --restart"),
+        (lambda text: text + "1,2,3,881250949000\n", "has changed since it was last replayed .*: 50 of its entries .* with --restart"),
         (lambda text: text.replace("0,0,1", "0,0,2", 1), "has changed since"),
     ],
 )

@@ -29,7 +29,8 @@ class EmbeddedLog(Log):
     ``durability`` is what a commit survives: ``process``, the end of any process by any means, while a loss of power may take the last
     commits (never a part of one, and the file stays whole); ``power``, that too, at the price of a sync to disk for each commit.
     ``session_timeout_ms`` is how long a group member may be silent. ``lock_timeout_ms`` is how long to wait while another process commits
-    before `LogUnavailable`. ``clock`` gives milliseconds since the epoch; tests bring their own.
+    before `LogUnavailable`. ``clock`` gives milliseconds since the epoch; tests bring their own. ``read_only`` opens a file that exists
+    so that nothing can be committed to it: whatever would write raises `LogUnavailable`.
 
     Raises `LogUnavailable` for a file that cannot be opened, is damaged, or is not such a log, and `LogFull`.
     """
@@ -42,6 +43,7 @@ class EmbeddedLog(Log):
         session_timeout_ms: int = 6000,
         lock_timeout_ms: int = 10_000,
         clock: Callable[[], int] = _now_ms,
+        read_only: bool = False,
     ) -> None:
         if durability not in {"process", "power"}:
             raise ValueError(f"durability is {durability!r}, it must be process or power")
@@ -49,7 +51,7 @@ class EmbeddedLog(Log):
             if value < 1:
                 raise ValueError(f"{setting} is {value}, it must be at least 1")
         self._session_timeout = session_timeout_ms
-        self._file = LogFile(Path(path), durability, lock_timeout_ms, clock)
+        self._file = LogFile(Path(path), durability, lock_timeout_ms, clock, read_only=read_only)
         self._partitions = Partitions(self._file)
         self._records = Records(self._file, self._partitions)
 

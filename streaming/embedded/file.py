@@ -56,10 +56,13 @@ class LogFile:
 
     One connection, not one for each thread: a commit on one connection empties the page cache of every other, and in lockstep worker and
     trainer would read back from the file all that they just wrote. The lock is held for statements only, never while a caller computes.
-    ``timeout_ms`` bounds every wait for other processes, ``clock`` gives milliseconds since the epoch.
+    ``timeout_ms`` bounds every wait for other processes, ``clock`` gives milliseconds since the epoch. With ``read_only`` SQLite itself
+    refuses every change, and the file must exist.
     """
 
-    def __init__(self, path: Path, durability: Literal["process", "power"], timeout_ms: int, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, path: Path, durability: Literal["process", "power"], timeout_ms: int, clock: Callable[[], int], *, read_only: bool = False
+    ) -> None:
         self.path = path
         self.clock = clock
         self.undone = 0  # Write transactions that were rolled back.
@@ -72,18 +75,26 @@ class LogFile:
             raise LogUnavailable(
                 f"broker: the embedded log needs SQLite {'.'.join(map(str, _SQLITE))}, this Python has {sqlite3.sqlite_version}"
             )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LogUnavailable(f"broker: the folder of {path} cannot be made: {error.strerror}") from error
+        if not read_only:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LogUnavailable(f"broker: the folder of {path} cannot be made: {error.strerror}") from error
         if path.is_dir():
             raise LogUnavailable(f"broker: {path} is a folder; name a file in it")
         try:
-            self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+            )
         except sqlite3.Error as error:
             raise self._meaning(error) from error
         try:
-            self._patiently(self._open)
+            self._patiently(self._look if read_only else self._open)
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
         except sqlite3.Error as error:
             self._db.close()
@@ -91,6 +102,14 @@ class LogFile:
         except LogError:
             self._db.close()
             raise
+
+    def _look(self) -> None:
+        """Open what is there, and be unable to change it."""
+        if not self._is_ours():
+            raise LogUnavailable(f"broker: {self.path} is not a log of Coldstream; name another file")
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        self._db.execute("PRAGMA cache_size = -16000")
+        self._db.execute("PRAGMA query_only = ON")
 
     def _open(self) -> None:
         """Look before touching: a file of something else, or of another format, is left as it is."""
