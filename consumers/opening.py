@@ -12,6 +12,7 @@ import structlog
 from consumers.logs import masked_text
 from streaming.brokers import open_log
 from streaming.errors import LogUnavailable
+from streaming.readonly import ReadOnlyLog
 from streaming.topics import topics
 
 if TYPE_CHECKING:
@@ -21,17 +22,25 @@ if TYPE_CHECKING:
     from streaming.metrics import Metrics
 
 
-def connect(settings: Settings, *, create: bool = False) -> Log:
+def connect(settings: Settings, *, create: bool = False, read_only: bool = False) -> Log:
     """Open the log that the settings name; whoever calls closes it.
 
-    An embedded log that does not exist is made only if ``create``. Raises `LogUnavailable`.
+    An embedded log that does not exist is made only if ``create``. One that is ``read_only`` cannot be changed through what is returned.
+    Raises `LogUnavailable`.
     """
+    log = _open(settings, create=create, read_only=read_only)
+    return ReadOnlyLog(log) if read_only else log
+
+
+def _open(settings: Settings, *, create: bool, read_only: bool) -> Log:
     kind, _, place = settings.broker.partition(":")
     if kind != "embedded":
         return open_log(settings.broker)
     path = Path(place)
     if not create and not path.exists():
         raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")
+    if read_only:
+        return open_log(settings.broker, read_only=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

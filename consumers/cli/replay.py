@@ -1,8 +1,9 @@
-"""`coldstream replay`: fills a topic from a historical log."""
+"""`coldstream replay`: fills a topic from a historical log, a file or another topic."""
 
 from __future__ import annotations
 
 import enum
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,13 +13,30 @@ from consumers.cli.options import ConfigFile, Sets, Verbose, configured
 
 if TYPE_CHECKING:
     from consumers.settings import Settings
+    from streaming.log import Log
     from streaming.sources import ColumnName, Source
+    from streaming.timerange import TimeRange
+    from streaming.topicsource import TopicSource
 
 EXAMPLES = (
     "[bold]coldstream replay ratings.csv --user-column userId --item-column movieId[/bold]\n\n"
     "[bold]coldstream replay ratings.tsv.gz --timestamp-unit s --rate 60[/bold]\n\n"
-    "[bold]coldstream replay movies.csv --into items --id-column movieId[/bold]"
+    "[bold]coldstream replay movies.csv --into items --id-column movieId[/bold]\n\n"
+    "[bold]coldstream replay --from-topic interactions --from-broker embedded:runs/old.db --last 7d --rate 10[/bold]"
 )
+
+
+FromTopic = Annotated[str | None, typer.Option("--from-topic", metavar="NAME", help="A topic, by its full name, in place of a file.")]
+FromBroker = Annotated[
+    str | None,
+    typer.Option("--from-broker", metavar="BROKER", help="The log of that topic, which is only read; default: the setting broker."),
+]
+MOMENT = "an ISO 8601 date or time, milliseconds since the epoch, or a span before the newest event such as 7d"
+Since = Annotated[str | None, typer.Option(metavar="TIME", help=f"Only events from this time on: {MOMENT}.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only events before this time.")]
+Last = Annotated[
+    str | None, typer.Option(metavar="SPAN", help="Only events at most this long before the newest one: 90s, 30m, 12h, 7d, 2w.")
+]
 
 
 class Into(enum.StrEnum):
@@ -31,11 +49,16 @@ class Into(enum.StrEnum):
 
 def command(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or JSONL, also gzipped (.gz).")],
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="CSV, TSV or JSONL, also gzipped (.gz).")] = None,
+    from_topic: FromTopic = None,
+    from_broker: FromBroker = None,
     into: Annotated[Into, typer.Option(help="The topic to fill.")] = Into.INTERACTIONS,
     rate: Annotated[str, typer.Option(metavar="RATE", help="max, or a multiple of the recorded pace: 2 is twice as fast.")] = "max",
     sort_by_time: Annotated[bool, typer.Option("--sort-by-time", help="Send lines in the order of their times.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Send every line again, also those sent by earlier runs.")] = False,
+    since: Since = None,
+    until: Until = None,
+    last: Last = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Send everything again, also what earlier runs sent.")] = False,
     id_column: Annotated[str, typer.Option(metavar="COLUMN", help="With --into users or items: the column of the id.")] = "id",
     user_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="replay.user_column")] = None,
     item_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="replay.item_column")] = None,
@@ -49,10 +72,13 @@ def command(
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
-    """Fill a topic from a historical log, each line exactly once.
+    """Fill a topic from a historical log, each line or record exactly once.
 
-    Interrupted and run again, it goes on where it was. Lines that cannot be taken go to dead-letters with their reason.
-    Without a header, columns are numbered from 0.
+    Interrupted and run again, it goes on where it was. Lines that cannot be taken go to dead-letters with their reason; records of a topic
+    go on as they are. Without a header, columns are numbered from 0.
+
+    Times are those of the events. Every range of a source is a replay of its own. Topics are merged by time; a record or line whose time
+    cannot be told is always taken.
     """
     from consumers.opening import connect, topics_of
     from consumers.replayer import replay
@@ -67,16 +93,26 @@ def command(
         "replay.header": header,
     }
     settings = configured(ctx, config, sets, verbose, flags).settings
-    pace = _pace(rate)
-    source = _source(file, into, id_column, settings)
+    pace, within = _pace(rate), time_range(since, until, last)
+    if (file is None) == (from_topic is None):
+        raise typer.BadParameter("name either a file or a topic", param_hint="FILE, --from-topic")
+    if from_topic is not None and sort_by_time:
+        raise typer.BadParameter("a topic is always merged by time; leave it out", param_hint="--sort-by-time")
     topics = topics_of(settings)
     from rich.console import Console
 
     from consumers.progress import ShareBar
 
-    with Stop() as stop, connect(settings, create=True) as log:
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        log = stack.enter_context(connect(settings, create=True))
+        if file is not None:
+            source: Source | TopicSource = file_source(file, settings, into, id_column)
+        else:
+            assert from_topic is not None  # noqa: S101 - asked for above
+            source = topic_source(stack, settings, log, from_topic, from_broker, timed=into is Into.INTERACTIONS)
         log.create(topics.values())
-        with ShareBar(Console(stderr=True), file.name) as bar:
+        with ShareBar(Console(stderr=True), file.name if file is not None else f"topic {from_topic}") as bar:
             result = replay(
                 log,
                 source,
@@ -85,16 +121,61 @@ def command(
                 group=settings.group_id,
                 rate=pace,
                 sort_by_time=sort_by_time,
+                within=within,
                 restart=restart,
                 on_progress=bar.update,
                 stop=stop.__bool__,
             )
         refused = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.dead_letters.items()))
-        typer.echo(f"{into.value}: {result.events:,} sent in all, {result.sent:,} lines in this run, {result.skipped:,} before")
+        what = "lines" if file is not None else "records"
+        typer.echo(f"{into.value}: {result.events:,} sent in all, {result.sent:,} {what} in this run, {result.skipped:,} before")
+        if not within.whole:
+            typer.echo(f"{result.outside:,} outside {shown_range(result.since, result.until)}")
         if refused:
             typer.echo(f"dead letters: {refused}")
         if not result.done:
             stop.unfinished()
+
+
+def topic_source(stack: ExitStack, settings: Settings, log: Log, topic: str, broker: str | None, *, timed: bool = True) -> TopicSource:
+    """The topic of this name in ``log``, or read-only in the log that ``broker`` names, which ``stack`` closes.
+
+    Raises `SettingsError` for a broker that is none, `UnknownTopic`, and `LogUnavailable`.
+    """
+    from consumers.layers import SettingsError
+    from consumers.opening import connect
+    from consumers.settings import BROKER
+    from streaming.topicsource import TopicSource
+
+    if broker is not None and broker != settings.broker:
+        if not BROKER.fullmatch(broker):
+            raise SettingsError([f'--from-broker {broker}: must be "embedded:PATH" or "kafka:HOST:PORT,..."'])
+        log = stack.enter_context(connect(settings.model_copy(update={"broker": broker}), read_only=True))
+    return TopicSource(log, topic, place=broker or settings.broker, timed=timed, limits=settings.event_limits())
+
+
+def time_range(since: str | None, until: str | None, last: str | None) -> TimeRange:
+    """The range that the flags name. Raises `typer.BadParameter`."""
+    from streaming.timerange import Before, TimeRange, parse_moment, parse_span
+
+    if last is not None and since is not None:
+        raise typer.BadParameter("give one of them", param_hint="--last, --since")
+    found: dict[str, int | Before | None] = {"since": None, "until": None}
+    for name, text in (("since", since), ("until", until), ("last", last)):
+        if text is None:
+            continue
+        try:
+            found["since" if name == "last" else name] = Before(parse_span(text)) if name == "last" else parse_moment(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+    return TimeRange(**found)
+
+
+def shown_range(since: int | None, until: int | None) -> str:
+    """The bounds of a range as people read them."""
+    from streaming.timerange import shown_time
+
+    return f"{'the beginning' if since is None else shown_time(since)} to {'the end' if until is None else shown_time(until)}"
 
 
 def _pace(rate: str) -> float | Literal["max"]:
@@ -110,7 +191,8 @@ def _column(name: str, *, header: bool) -> ColumnName:
     return int(name) if not header and name.isdecimal() else name
 
 
-def _source(file: Path, into: Into, id_column: str, settings: Settings) -> Source:
+def file_source(file: Path, settings: Settings, into: Into = Into.INTERACTIONS, id_column: str = "id") -> Source:
+    """The file as the settings ``replay.*`` say. Raises `SourceError` for one that cannot be read, or without these columns."""
     from streaming.sources import Mapped, interaction_source, profile_source
     from streaming.textfiles import Layout
 
