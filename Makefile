@@ -12,6 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 ENV := .venv/.stamp
 DATA := data/ml-100k
+PROMETHEUS := .tools/prometheus
 
 # uv does not read pip's settings: pass on a mirror that pip is told of, and trust the certificates that this machine trusts.
 export UV_SYSTEM_CERTS ?= 1
@@ -24,7 +25,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench lock test-lowest clean
+.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +34,7 @@ demo: data ## run the system over all of MovieLens-100K; leaves runs/demo/report
 	$(BIN)/coldstream demo --data $(DATA) --out runs/demo $(ARGS)
 
 test: $(ENV) ## run all tests
+	@$(MAKE) --no-print-directory prometheus || echo "the tests that need Prometheus are skipped"
 	$(BIN)/pytest $(ARGS)
 
 lint: $(ENV) ## check formatting, lint rules and the direction of imports
@@ -67,6 +69,8 @@ env: $(ENV) ## make or renew the environment in .venv
 data: $(ENV) ## fetch MovieLens-100K into data/
 	@$(BIN)/python -m consumers.demo_data --out $(DATA)
 
+prometheus: $(PROMETHEUS)/promtool ## fetch Prometheus and promtool from Debian's packages into .tools/ (no root needed)
+
 lock: $(ENV) ## renew requirements-dev.lock: the newest versions that pyproject.toml allows
 	$(BIN)/$(COMPILE) --group dev --universal --generate-hashes --upgrade --custom-compile-command "make lock" -o requirements-dev.lock
 
@@ -82,6 +86,21 @@ test-lowest: $(ENV) ## run all tests with every dependency at the lower bound th
 clean: ## delete caches and builds; .venv, data/ and runs/ stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find $(wildcard model streaming consumers benchmarks tests) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# apt checks what it fetches against Debian's signatures. Its lists and caches are kept here, so that neither root nor fresh lists of the
+# machine's own are needed. Nothing is installed: both are single files that need libc alone.
+$(PROMETHEUS)/promtool:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { \
+	  echo "Prometheus comes from Debian's packages, and this machine has no apt-get: put prometheus and promtool on the PATH" >&2; exit 1; }
+	@echo "fetching Prometheus into $(PROMETHEUS) (once)"
+	@rm -rf $(PROMETHEUS) .tools/apt && mkdir -p .tools/apt/lists/partial .tools/apt/archives/partial
+	@cd .tools/apt && \
+	  set -- -qq -o "Dir::State::Lists=$$PWD/lists" -o "Dir::Cache=$$PWD" -o APT::Sandbox::User= -o Acquire::Languages=none \
+	    -o Acquire::Retries=1 -o Acquire::http::Timeout=10 -o Acquire::https::Timeout=10 && \
+	  timeout 60 apt-get "$$@" update && timeout 60 apt-get "$$@" download prometheus && dpkg-deb -x prometheus_*.deb unpacked || { \
+	    echo "Prometheus could not be fetched from Debian's packages" >&2; exit 1; }
+	@mkdir -p $(PROMETHEUS) && mv .tools/apt/unpacked/usr/bin/prometheus .tools/apt/unpacked/usr/bin/promtool $(PROMETHEUS)
+	@rm -rf .tools/apt
 
 # A .venv of another Python than $(PYTHON) is made anew, any other is brought up to date in place.
 $(ENV): pyproject.toml requirements-dev.lock
