@@ -167,12 +167,14 @@ class Version(msgspec.Struct, frozen=True):
     version: int
     parent: int | None
     folded: dict[int, int]
+    ``changelog`` is a random name that the partition's first step gave it: a local store that names another is of another log.
     settings: str
     tensors: dict[str, Tensor]
     rows: dict[str, Rows]
     events: int
     made_at: int
     dropped: list[tuple[int, int]] = []
+    changelog: str = ""
     replaces: int | None = None
     skipped: list[tuple[int, int, int]] = []
     position: int = 0

@@ -1,37 +1,29 @@
 """Support sets: the last interactions of every user of one partition, kept as the changelog keeps them.
 
 A step stages what it changes, and commits it here only after the log has committed the same changes to the topic `support`; so this is
-never ahead of the log, and a restart restores it from there.
+never ahead of the log, and a restart restores it from there. What is held is in memory or in a file: see `streaming.store`.
 """
 
 from __future__ import annotations
 
+import time
+import uuid
+from itertools import islice
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from streaming.codec import decode, encode
-from streaming.errors import Malformed
-from streaming.events import Forgotten, Support
+from streaming.events import Forgotten, Position, Support
+from streaming.store.held import Covered, Held, InMemory
+from streaming.topics import POSITION_KEY
 
 if TYPE_CHECKING:
     from streaming.events import Interaction, Source
     from streaming.log import Record
 
-
-class _Head(msgspec.Struct):
-    """What tells a support set from a marker: the one has an ordinal, the other an offset as of which the user is forgotten."""
-
-    ordinal: int | None = None
-    forgotten: int | None = None
-
-
-def _head(value: bytes, user: str) -> _Head:
-    head = decode(value, _Head, what=f"support set of {user!r}")
-    if (head.ordinal is None) == (head.forgotten is None):
-        raise Malformed("missing-field", f"support set of {user!r}: neither a support set nor the marker of a forgotten user")
-    return head
+SETTLE_USERS = 2_000
+SETTLE_SECONDS = 1.0
 
 
 class SupportSets:
@@ -42,37 +34,56 @@ class SupportSets:
     Of a user who asked to be forgotten there is left, until the next interaction, as of which offset.
     """
 
-    def __init__(self, size: int, *, max_users: int = 0) -> None:
+    def __init__(self, size: int, *, max_users: int = 0, held: Held | None = None) -> None:
         self.size = size
         self.max_users = max_users
-        self.ordinals_given = 0
-        self._values: dict[str, bytes] = {}
-        self._ordinals: dict[int, str] = {}
-        self._forgotten: dict[str, int] = {}
+        self.held = InMemory() if held is None else held
+        position = self.position
+        self.ordinals_given = position.users if position else 0
         self._staged: dict[str, Support | Forgotten | None] = {}
         self._staged_ordinals = 0
+        self._staged_growth = 0
         self.evicted = 0
         """Users dropped because of the bound, since this process started."""
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.held)
+
+    @property
+    def covered(self) -> Covered:
+        """How far of the changelog they go."""
+        return self.held.covered
+
+    @property
+    def position(self) -> Position | None:
+        """The last position record among what they cover."""
+        value = self.held.covered.position
+        return None if value is None else decode(value, Position, what="position record of a partition")
+
+    @property
+    def changelog(self) -> str:
+        """The name that tells this changelog from any other of the same topic; a new one for a changelog that has none yet."""
+        if not self.held.covered.changelog:
+            self.held.covered = self.held.covered._replace(changelog=uuid.uuid4().hex)
+        return self.held.covered.changelog
 
     def get(self, user: str) -> Support | None:
         """The user's support set as it stands, staged changes included; None if the user has none."""
         if user in self._staged:
             staged = self._staged[user]
             return staged if isinstance(staged, Support) else None
-        value = self._values.get(user)
+        value = self.held.value(user)
         return None if value is None else decode(value, Support, what="support set")
 
     def append(self, user: str, interaction: Interaction, source: Source) -> None:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
         before = self.get(user)
-        since = self._since(user)
         entry = (interaction.item, interaction.rating, interaction.timestamp)
         if before is None:
             # While a user dropped in this very step is still staged as such, so that it is not forgotten once more to make room.
+            since = self._since(user)
             self._make_room()
+            self._staged_growth += 1
         # Taken out first, so that the order of staging is the order of last changes.
         self._staged.pop(user, None)
         if before is None:
@@ -84,25 +95,24 @@ class SupportSets:
 
     def forget(self, user: str, offset: int) -> None:
         """Stage that nothing of ``user`` before this offset counts any more, and that nothing but this is kept."""
+        self._staged_growth -= self.get(user) is not None
         self._staged.pop(user, None)
         self._staged[user] = Forgotten(offset)
 
     def _since(self, user: str) -> int:
         """The first offset that counts for a user without a support set."""
         staged = self._staged.get(user)
-        return staged.forgotten if isinstance(staged, Forgotten) else self._forgotten.get(user, 0)
+        return staged.forgotten if isinstance(staged, Forgotten) else self.held.since(user)
 
     def _make_room(self) -> None:
-        if not self.max_users:
+        if not self.max_users or len(self.held) + self._staged_growth < self.max_users:
             return
-        held = len(self._values) + sum(isinstance(value, Support) - (user in self._values) for user, value in self._staged.items())
-        if held < self.max_users:
-            return
-        oldest = next((user for user in self._values if user not in self._staged), None)
+        oldest = self.held.oldest(but=self._staged)
         if oldest is None:
             oldest = next(user for user, value in self._staged.items() if isinstance(value, Support))
         self._staged.pop(oldest, None)
         self._staged[oldest] = None
+        self._staged_growth -= 1
 
     @property
     def ordinals_after(self) -> int:
@@ -113,37 +123,54 @@ class SupportSets:
         """Key and value of the changelog records of what is staged, in the order of last changes; None removes the user."""
         return [(user.encode(), None if value is None else encode(value)) for user, value in self._staged.items()]
 
-    def commit(self, changes: list[tuple[bytes, bytes | None]]) -> None:
-        """Take over ``changes``, which the log has committed, and forget the staging."""
+    def commit(self, changes: list[tuple[bytes, bytes | None]], position: bytes = b"", offset: int = 0) -> None:
+        """Take over ``changes``, which the log has committed, and forget the staging.
+
+        ``position`` is the position record that was committed behind them, and ``offset`` its offset in the changelog. Raises `StoreError`
+        where a local store cannot take any more: the log has them, and they are restored from there.
+        """
         for key, value in changes:
-            self._put(key.decode(), value)
+            self.held.put(key.decode(), value)
         self.ordinals_given = self.ordinals_after
         self.evicted += sum(value is None for _, value in changes)
         self.discard()
+        if position:
+            self.held.covered = Covered(offset + 1, time.time_ns() // 1_000_000, self.changelog, position)
+        self.settle()
 
     def discard(self) -> None:
         """Forget what is staged."""
         self._staged = {}
-        self._staged_ordinals = 0
+        self._staged_ordinals = self._staged_growth = 0
 
     def restore(self, record: Record) -> None:
         """Take a record of the changelog, in the order of its offsets. Raises `Malformed` or `FormatMismatch` for one that is none."""
         assert record.key is not None, "the changelog is compacted, so every record has a key"  # noqa: S101
-        self._put(record.key.decode(), record.value)
+        covered = self.held.covered._replace(offset=record.offset + 1, timestamp=record.timestamp)
+        if record.key == POSITION_KEY:
+            position = decode(record.value, Position, what=f"position record of {record.topic}[{record.partition}]")
+            self.ordinals_given = position.users
+            covered = covered._replace(changelog=position.changelog, position=record.value)
+        else:
+            self.held.put(record.key.decode(), record.value)
+        self.held.covered = covered
 
-    def _put(self, user: str, value: bytes | None) -> None:
-        before = self._values.pop(user, None)
-        self._forgotten.pop(user, None)
-        if before is not None and (ordinal := _head(before, user).ordinal) is not None:
-            self._ordinals.pop(ordinal, None)
-        if value is None:
-            return
-        head = _head(value, user)
-        if head.forgotten is not None:
-            self._forgotten[user] = head.forgotten
-        elif head.ordinal is not None:
-            self._values[user] = value
-            self._ordinals[head.ordinal] = user
+    def settle(self, users: int = SETTLE_USERS, seconds: float = SETTLE_SECONDS) -> None:
+        """Let a local store write down what only memory has, once so many users changed, or so long after the first of them did.
+
+        Raises `StoreError` where it cannot take any more.
+        """
+        self.held.settle(users, seconds)
+
+    def begin_anew(self, reason: str) -> None:
+        """Forget everything, since it does not fit the changelog; a local store is set aside."""
+        self.held.begin_anew(reason)
+        self.ordinals_given = 0
+        self.discard()
+
+    def close(self) -> None:
+        """Write down what only memory has, and release the local store."""
+        self.held.close()
 
     def draw(self, count: int, generator: np.random.Generator) -> list[str]:
         """Draw up to ``count`` different users, all alike likely; the same for the same log and generator, restarted or not.
@@ -151,8 +178,9 @@ class SupportSets:
         Users first seen in the step in hand are not drawn, nor are those that it forgets. Ordinals of forgotten users are holes, so a
         draw may come out short where most users were forgotten.
         """
-        if not self._ordinals:
+        if not len(self.held):
             return []
         tried = dict.fromkeys(generator.integers(0, self.ordinals_given, 4 * count).tolist())
-        users = (self._ordinals[ordinal] for ordinal in tried if ordinal in self._ordinals)
-        return [user for user in users if user not in self._staged or isinstance(self._staged[user], Support)][:count]
+        users = (user for ordinal in tried if (user := self.held.user_of(ordinal)) is not None)
+        kept = (user for user in users if user not in self._staged or isinstance(self._staged[user], Support))
+        return list(islice(kept, count))

@@ -268,7 +268,7 @@ def test_nothing_is_left_of_a_user_but_id_and_offset(tmp_path: Path) -> None:
         del leaving
         gc.collect()
         assert holders(kept[0], ANN) == [ANN], "the marker's key"
-        assert kept[0].held[0].support._forgotten == {ANN: 96}
+        assert vars(kept[0].held[0].support.held)["_forgotten"] == {ANN: 96}
     with connect(settings) as log:
         for name in (plain for plain, topic in topics(partitions=1).items() if topic.cleanup == "compact"):
             records = read(log, name, 0)

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.codec import decode
-from streaming.events import Interaction, Support
+from streaming.codec import decode, encode
+from streaming.events import Interaction, Position, Support
 from streaming.log import Record
+from streaming.store.file import Place
+from streaming.store.stored import Stored
 from streaming.support import SupportSets
+from streaming.topics import POSITION_KEY
 from tests.verify.fold import Fold
 from tests.verify.reading import Event
 
 Changelog = list[tuple[bytes, bytes | None]]
+PLACE = Place("g", "support", 0)
 
 
 def interactions(users: Sequence[int]) -> list[Interaction]:
     return [Interaction(f"u{user}", f"i{number % 3}", 3.0, 10**9 + number) for number, user in enumerate(users)]
 
 
-def restored(changelog: Changelog, size: int, max_users: int, ordinals: int) -> SupportSets:
-    """What a restart makes of the changelog, compacted as the log does it."""
+def compacted(changelog: Changelog, start: int) -> list[Record]:
+    """What the log has left of the changelog, from an offset on."""
     latest: dict[bytes, tuple[int, bytes | None]] = {key: (offset, value) for offset, (key, value) in enumerate(changelog)}
-    sets = SupportSets(size, max_users=max_users)
-    for key, (offset, value) in sorted(latest.items(), key=lambda entry: entry[1][0]):
-        sets.restore(Record("support", 0, offset, 0, key, value))
-    sets.ordinals_given = ordinals
-    return sets
+    kept = sorted((offset, key, value) for key, (offset, value) in latest.items() if offset >= start)
+    return [Record("support", 0, offset, 1000 + offset, key, value) for offset, key, value in kept]
 
 
+def opened(path: Path | None, size: int, max_users: int) -> SupportSets:
+    return SupportSets(size, max_users=max_users, held=None if path is None else Stored(path, PLACE, ordered=True))
+
+
+def restored(sets: SupportSets, path: Path | None, changelog: Changelog, *, killed: bool) -> SupportSets:
+    """What a restart makes of file and changelog; killed, of all that was not written to the file."""
+    if killed and isinstance(sets.held, Stored):
+        sets.held._file.close()
+    sets.close()
+    again = opened(path, sets.size, sets.max_users)
+    assert (again.covered.offset == len(changelog)) == (path is not None and not killed) or not changelog
+    for record in compacted(changelog, again.covered.offset):
+        again.restore(record)
+    assert again.position == sets.position
+    return again
+
+
+@pytest.mark.parametrize("where", ["memory", "file", "file, killed"])
 @given(
     users=st.lists(st.integers(0, 6), max_size=60),
     cuts=st.sets(st.integers(0, 60)),
@@ -40,35 +62,46 @@ def restored(changelog: Changelog, size: int, max_users: int, ordinals: int) -> 
     max_users=st.integers(0, 5),
 )
 def test_they_are_the_fold_however_it_is_cut_into_steps_and_runs(
-    users: list[int], cuts: set[int], restarts: set[int], size: int, max_users: int
+    where: str, users: list[int], cuts: set[int], restarts: set[int], size: int, max_users: int
 ) -> None:
-    sets, fold, changelog = SupportSets(size, max_users=max_users), Fold(size, max_users), Changelog()
-    for offset, event in enumerate(interactions(users)):
-        before = sets.get(event.user)
-        wanted = fold.take(Event(offset, event.user, event.item, event.rating, event.timestamp))
-        assert (before.earlier if before else 0) == len(wanted)
-        sets.append(event.user, event, ("interactions", 0, offset))
-        drawn = sets.draw(4, np.random.default_rng(offset))
-        assert all(sets.get(user) is not None for user in drawn), "nobody is drawn whom this step forgets"
-        if offset in cuts or offset == len(users) - 1:
-            changes = sets.changes()
-            sets.commit(changes)
-            changelog += changes
-            if offset in restarts:
-                again = restored(changelog, size, max_users, sets.ordinals_given)
-                assert again.draw(3, np.random.default_rng(offset)) == sets.draw(3, np.random.default_rng(offset))
-                sets = again
-    assert sets.ordinals_given == fold.ordinals
-    assert len(sets) == len(fold.users) <= (max_users or 99)
-    for user, held in fold.users.items():
-        found = sets.get(user)
-        assert found is not None
-        assert (found.interactions, found.earlier, found.ordinal) == (fold.support(user), len(held.events), held.ordinal)
-        assert found.source == ("interactions", 0, held.events[-1].offset)
+    with tempfile.TemporaryDirectory() as folder:
+        path = None if where == "memory" else Path(folder) / "s.db"
+        sets, fold, changelog = opened(path, size, max_users), Fold(size, max_users), Changelog()
+        for offset, event in enumerate(interactions(users)):
+            before = sets.get(event.user)
+            wanted = fold.take(Event(offset, event.user, event.item, event.rating, event.timestamp))
+            assert (before.earlier if before else 0) == len(wanted)
+            sets.append(event.user, event, ("interactions", 0, offset))
+            drawn = sets.draw(4, np.random.default_rng(offset))
+            assert all(sets.get(user) is not None for user in drawn), "nobody is drawn whom this step forgets"
+            if offset in cuts or offset == len(users) - 1:
+                position = encode(Position(offset + 1, sets.ordinals_after, 0, {}, sets.changelog))
+                changes = sets.changes()
+                changelog += [*changes, (POSITION_KEY, position)]
+                sets.commit(changes, position, len(changelog) - 1)
+                if offset in restarts:
+                    expected = sets.draw(3, np.random.default_rng(offset))
+                    sets = restored(sets, path, changelog, killed=where == "file, killed")
+                    assert sets.draw(3, np.random.default_rng(offset)) == expected
+        assert sets.ordinals_given == fold.ordinals
+        assert len(sets) == len(fold.users) <= (max_users or 99)
+        for user, held in fold.users.items():
+            found = sets.get(user)
+            assert found is not None
+            assert (found.interactions, found.earlier, found.ordinal) == (fold.support(user), len(held.events), held.ordinal)
+            assert found.source == ("interactions", 0, held.events[-1].offset)
+        sets.close()
 
 
-def test_a_user_forgotten_and_back_within_one_step_takes_the_place_of_the_next() -> None:
-    sets = SupportSets(3, max_users=2)
+@pytest.fixture(params=["memory", "file"])
+def sets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SupportSets]:
+    """Of three interactions and two users."""
+    made = opened(tmp_path / "s.db" if request.param == "file" else None, 3, 2)
+    yield made
+    made.close()
+
+
+def test_a_user_forgotten_and_back_within_one_step_takes_the_place_of_the_next(sets: SupportSets) -> None:
     for offset, event in enumerate(interactions([0, 1])):
         sets.append(event.user, event, ("interactions", 0, offset))
     sets.commit(sets.changes())
@@ -79,8 +112,7 @@ def test_a_user_forgotten_and_back_within_one_step_takes_the_place_of_the_next()
     assert sets.evicted == 1, "of u0, back at once, nothing was lost but its support"
 
 
-def test_what_is_discarded_leaves_no_trace() -> None:
-    sets = SupportSets(3, max_users=2)
+def test_what_is_discarded_leaves_no_trace(sets: SupportSets) -> None:
     events = interactions([0, 1, 2, 2, 0])
     sets.append("u0", events[0], ("interactions", 0, 0))
     sets.commit(sets.changes())
@@ -89,4 +121,4 @@ def test_what_is_discarded_leaves_no_trace() -> None:
         sets.append(event.user, event, ("interactions", 0, offset))
     sets.discard()
     assert (len(sets), sets.get("u0"), sets.get("u1"), sets.ordinals_after, sets.changes()) == (1, kept, None, 1, [])
-    assert decode(sets._values["u0"], Support, what="it") == kept
+    assert decode(sets.held.value("u0"), Support, what="it") == kept

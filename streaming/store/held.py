@@ -76,6 +76,10 @@ class Held(abc.ABC):
         """How many users' last changes wait to be written to a local store."""
 
     @abc.abstractmethod
+    def begin_anew(self, reason: str) -> None:
+        """Forget everything, since it does not fit the changelog."""
+
+    @abc.abstractmethod
     def settle(self, users: int = 1, seconds: float = 0.0) -> None:
         """Write down what waits, once it is so many users or this old. Raises `StoreError` where no more may wait."""
 
@@ -88,6 +92,10 @@ class InMemory(Held):
     """Values in memory, about 300 bytes a user beside the value itself."""
 
     def __init__(self) -> None:
+        self.begin_anew("")
+
+    def begin_anew(self, reason: str) -> None:  # noqa: ARG002 - there is no file to set aside
+        """As `Held.begin_anew`."""
         self.covered = Covered()
         self._values: dict[str, bytes] = {}
         self._users: dict[int, str] = {}
