@@ -123,12 +123,14 @@ class Position(msgspec.Struct, frozen=True):
     """The position record of a partition in ``support``: all interactions before ``offset`` are in the support sets.
 
     ``tables`` are the positions up to which users and items had been read when the step was made, ``users`` the number of ordinals given.
+    ``changelog`` is a random name that the partition's first step gave it: a local store that names another is of another log.
     """
 
     offset: int
     users: int
     model_version: int
     tables: dict[str, int]
+    changelog: str = ""
     format: int = FORMAT
 
 
@@ -167,14 +169,12 @@ class Version(msgspec.Struct, frozen=True):
     version: int
     parent: int | None
     folded: dict[int, int]
-    ``changelog`` is a random name that the partition's first step gave it: a local store that names another is of another log.
     settings: str
     tensors: dict[str, Tensor]
     rows: dict[str, Rows]
     events: int
     made_at: int
     dropped: list[tuple[int, int]] = []
-    changelog: str = ""
     replaces: int | None = None
     skipped: list[tuple[int, int, int]] = []
     position: int = 0
