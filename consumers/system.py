@@ -53,6 +53,8 @@ class System:
         worker = Worker(self.log, self.settings, self.topics, model, versions, self.metrics)
         self._stack.callback(worker.close)
         self.health.loaded(versions.version)
+        if versions.version:
+            self.metrics.observe_version(versions.version, versions.made_at)
         return worker
 
     def learner(self, beat: Callable[[], object] = lambda: None) -> Versions:

@@ -24,7 +24,7 @@ from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
 from streaming.errors import LogError, Malformed
-from streaming.events import Position, Score, Update
+from streaming.events import DeadLetter, Position, Score, Update
 from streaming.log import Message, TopicPartition, present
 from streaming.metrics import StepReport
 from streaming.support import SupportSets
@@ -176,6 +176,9 @@ class Worker:
         partition.offset = after
         self.tables.committed(number, tables.positions)
         self.metrics.forgotten.inc(len(set(tables.forgotten)))
+        for letter in tables.letters:
+            reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
+            reasons[reason] = reasons.get(reason, 0) + 1
         return self._observe(number, records, taken, learned, reasons)
 
     def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
@@ -236,7 +239,9 @@ class Worker:
 
     def _rehearsed(self, prepared: Prepared) -> Gradient:
         adapted = solve(self.model, prepared)
-        self.attention = user_spread(adapted.prediction.attention.detach()), self.model.memory.row_spread()
+        users, rows = self.attention = user_spread(adapted.prediction.attention.detach()), self.model.memory.row_spread()
+        # Here, so that where nobody is rehearsed it stays unknown: 0 would be taken for memories that have died.
+        self.metrics.observe_attention(users=users, rows=rows)
         return differentiate(self.model, adapted)[0]
 
     def _rehearsal(self, partition: Partition, offset: int) -> list[Task]:
@@ -317,7 +322,6 @@ class Worker:
         )
         self._unknown_fields = 0
         self.metrics.observe_step(report)
-        self.metrics.observe_attention(users=self.attention[0], rows=self.attention[1])
         self._observe_users()
         return report
 

@@ -18,6 +18,8 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from river.stats import EWMean
 
+from streaming.events import REASONS
+
 Stage = Literal["poll", "decode", "support", "adapt", "gradient", "encode", "commit", "fold", "adopt"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages of a step: reading, decoding, support sets, adaptation and scores, query gradients, encoding, the commit; the trainer's
@@ -202,6 +204,9 @@ class Metrics:
         self._made_at = math.nan
         for gauge in (self._version, *self._spread.values()):
             gauge.set(math.nan)
+        for reason in sorted(REASONS):
+            # A series that begins with its first letter hides that letter from increase() and rate().
+            self._dead_letters.labels(reason)
         self._age.set_function(lambda: time.time() - self._made_at)
         prometheus.ProcessCollector(registry=self.registry)
 

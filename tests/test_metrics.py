@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from streaming.events import REASONS
 from streaming.metrics import GROUPS, HALF_LIFE, STAGES, Metrics, RunningError, StepReport
 
 
@@ -52,6 +53,11 @@ def test_a_step_of_dead_letters_alone_scores_nothing() -> None:
     assert value(metrics, "scores_total") == 0
     assert value(metrics, "micro_batch_events_count") == 0
     assert math.isnan(value(metrics, "running_error", earlier="all", metric="mae"))
+
+
+def test_every_reason_is_there_before_its_first_dead_letter() -> None:
+    metrics = Metrics()
+    assert {value(metrics, "dead_letters_total", reason=reason) for reason in REASONS} == {0}
 
 
 def test_waits_fall_into_the_bucket_that_holds_them() -> None:
