@@ -19,6 +19,7 @@ class Exit(enum.IntEnum):
     LOG_FULL = 4
     FENCED = 5
     DATA = 6
+    DIFFERENT = 7
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -31,6 +32,7 @@ MEANING = {
     Exit.LOG_FULL: "The disk under the log is full. Nothing of the step in hand was kept; the next start does it again.",
     Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
     Exit.DATA: "A file that was named cannot be read or written, or a record cannot be taken as what it should be.",
+    Exit.DIFFERENT: "An audit found differences: something in the log does not follow from the rest of it.",
     Exit.INTERRUPTED: "Ctrl-C before the work was done. What was done is committed; the same command goes on from there.",
     Exit.TERMINATED: "SIGTERM before the work was done. What was done is committed; the same command goes on from there.",
 }

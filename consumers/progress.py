@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from consumers.audit import Progress as Audited
     from consumers.lockstep import Progress as Step
     from consumers.replayer import Progress as Share
 
@@ -81,6 +82,39 @@ class ShareBar:
     def update(self, progress: Share) -> None:
         """Take in how far it is."""
         self._bar.update(self._task, completed=progress.share, sent=progress.events)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+
+class AuditBar:
+    """Shows how far an audit is. Off a terminal, a line now and then; used with ``with``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} offsets"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[scores]:,} scores made again"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("audit", total=1, scores=0)
+
+    def update(self, progress: Audited) -> None:
+        """Take in how far it is."""
+        self._bar.update(self._task, completed=progress.done, total=progress.total, scores=progress.scores)
+        if not self._console.is_terminal and time.monotonic() - self._told > LINE_SECONDS:
+            self._told = time.monotonic()
+            told = f"{progress.done:,}/{progress.total:,} offsets, {progress.scores:,} scores made again"
+            self._console.print(told, highlight=False)
 
     def __enter__(self) -> Self:
         self._bar.start()
