@@ -42,6 +42,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.EndpointError, Exit.USAGE),
     (errors.TopicMismatch, Exit.USAGE),
     (errors.OtherSettings, Exit.USAGE),
+    (errors.Refused, Exit.USAGE),
     (errors.VersionLost, Exit.LOG_UNAVAILABLE),
     (errors.LogFull, Exit.LOG_FULL),
     (errors.Fenced, Exit.FENCED),

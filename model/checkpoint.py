@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ FORMAT = "coldstream-checkpoint/1"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be read, or that was made with other settings. The message names the file and the mend."""
+    """A checkpoint that cannot be read, or values that do not fit the model. The message names the file or the value."""
 
 
 class State(NamedTuple):
@@ -53,6 +53,8 @@ def load(state: State, model: Mamo, optimiser: Optimiser | None = None, *, whole
     Raises CheckpointError where a tensor is missing or of another shape; the model is then unchanged.
     """
     wanted = {"phi": model.vector.shape, **{f"memory.{field.name}": getattr(model.memory, field.name).shape for field in fields(Memory)}}
+    if optimiser is not None:
+        wanted |= {"moments": optimiser.moments.shape, "count": torch.Size([1])}
     for name, shape in wanted.items():
         if name not in state.tensors or state.tensors[name].shape != shape:
             found = tuple(state.tensors[name].shape) if name in state.tensors else "none"
@@ -77,20 +79,37 @@ def load(state: State, model: Mamo, optimiser: Optimiser | None = None, *, whole
         optimiser.count = int(state.tensors["count"])
 
 
-def save(path: Path, state: State, *, version: int, settings: str) -> None:
-    """Write a version to a safetensors file, with the ``settings`` digest that its values depend on; replaced whole or not at all."""
-    tensors = dict(state.tensors)
-    metadata = {"format": FORMAT, "version": str(version), "settings": settings}
-    for name, (keys, values) in state.rows.items():
+class Saved(NamedTuple):
+    """What a file holds: a version's number and values, the digest of the settings that they depend on, and these settings."""
+
+    version: int
+    state: State
+    digest: str
+    settings: dict[str, Any]
+
+
+def save(path: Path, saved: Saved) -> None:
+    """Write a version to a safetensors file, which is replaced whole or not at all. Raises OSError."""
+    tensors = dict(saved.state.tensors)
+    metadata = {
+        "format": FORMAT,
+        "version": str(saved.version),
+        "digest": saved.digest,
+        "settings": json.dumps(saved.settings, ensure_ascii=False),
+    }
+    for name, (keys, values) in saved.state.rows.items():
         tensors[f"rows.{name}"] = values
-        metadata[f"rows.{name}"] = json.dumps(keys)
+        metadata[f"rows.{name}"] = json.dumps(keys, ensure_ascii=False)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def read(path: Path, *, settings: str) -> tuple[State, int]:
-    """Read what `save` wrote: the state and its version. Raises CheckpointError for anything else, and for other settings."""
+def read(path: Path) -> Saved:
+    """Read what `save` wrote. Raises CheckpointError for anything else; whether its shapes fit a model is for `load` to say."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -99,9 +118,22 @@ def read(path: Path, *, settings: str) -> tuple[State, int]:
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({error})") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata["settings"] != settings:
-        raise CheckpointError(f"{path}: made with other settings ({metadata['settings'][:12]}, not {settings[:12]})")
-    rows = {
-        name.removeprefix("rows."): (json.loads(metadata[name]), tensors.pop(name)) for name in list(tensors) if name.startswith("rows.")
-    }
-    return State(tensors, rows), int(metadata["version"])
+    try:
+        version, digest, settings = int(metadata["version"]), metadata["digest"], json.loads(metadata["settings"])
+        rows = {
+            name.removeprefix("rows."): (_keys(metadata[name], tensors.pop(name))) for name in list(tensors) if name.startswith("rows.")
+        }
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata is not that of a checkpoint ({error})") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: its settings are not a table")
+    if wild := [name for name, tensor in [*tensors.items(), *((name, rows[name][1]) for name in rows)] if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{path}: {wild[0]} holds numbers that are not finite")
+    return Saved(version, State(tensors, rows), digest, settings)
+
+
+def _keys(text: str, values: Tensor) -> tuple[list[str], Tensor]:
+    keys = json.loads(text)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or values.dim() != 2 or len(keys) != len(values):
+        raise ValueError("keys and rows do not fit")
+    return keys, values

@@ -43,6 +43,10 @@ class OtherSettings(StreamError):
     """The log's model was made with other settings than this process has."""
 
 
+class Refused(StreamError):
+    """What was asked for would lose something, or makes no sense as things stand. The message says how it can be had all the same."""
+
+
 class VersionLost(StreamError):
     """Model versions that are needed were removed by retention, and no snapshot stands in for them."""
 

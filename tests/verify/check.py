@@ -202,11 +202,17 @@ def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
 
 
 def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], partitions: list[Seen]) -> Iterator[Finding]:
-    """(c): versions follow one another, and each folds whole updates from where its parent ended."""
+    """(c): versions follow one another, and each folds whole updates from where its parent ended, or states which it skips."""
     versions = [decode(whole.value, Version, what="version") for whole in joined(read(log, names["model"], 0))]
     known, parent, folded = {0}, 0, dict[int, int]()
+    states: dict[int | None, dict[int, int]] = {None: {}, 0: {}}
     for version in versions:
         known.add(version.version)
+        if version.replaces is not None:
+            yield from _skips_what_it_states(version, parent, folded, states)
+            parent, folded = version.version, version.folded
+            states[parent] = folded
+            continue
         taken = 0
         queries = 0
         for seen in partitions:
@@ -229,12 +235,31 @@ def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], part
         if version.events != queries:
             yield Finding("c", f"version {version.version} states {version.events} queries, its updates have {queries}")
         parent, folded = version.version, version.folded
+        states[parent] = folded
     for seen in partitions:
         end = seen.updates[-1][0] if seen.updates else 0
         if folded.get(seen.number, 0) != end:
             yield Finding("c", f"updates[{seen.number}] are folded up to {folded.get(seen.number, 0)}, not {end}")
         if unknown := {score.model_version for score in seen.scores} - known:
             yield Finding("d", f"scores of partition {seen.number} name versions {sorted(unknown)}, which are not in the log")
+
+
+def _skips_what_it_states(
+    version: Version, last: int, folded: dict[int, int], states: dict[int | None, dict[int, int]]
+) -> Iterator[Finding]:
+    """Of a version that replaces the last: all that the last had folded is in its parent's values, or skipped and said to be."""
+    name = f"version {version.version}, which replaces {version.replaces},"
+    if (version.replaces, version.version) != (last, last + 1):
+        yield Finding("c", f"{name} follows {last}")
+    if version.parent not in states:
+        yield Finding("c", f"{name} goes back to {version.parent}, which is not in the log")
+        return
+    if version.folded != folded or version.events or version.dropped:
+        yield Finding("c", f"{name} folds something: {version.folded}, not {folded}; {version.events} queries")
+    before = states[version.parent]
+    missing = [(number, before.get(number, 0), end) for number, end in sorted(folded.items()) if before.get(number, 0) < end]
+    if sorted(version.skipped) != missing:
+        yield Finding("c", f"{name} states that it skips {version.skipped}, but not in its values are {missing}")
 
 
 def _may_be_dropped(update: Update, version: int, rules: Rules) -> bool:
