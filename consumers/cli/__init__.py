@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from consumers.cli import config, demo, evaluate, model, replay, report, run, score, status, topics, trainer, worker
+from consumers.cli import audit, config, demo, evaluate, model, replay, report, run, score, status, topics, trainer, worker
 from consumers.cli.options import ConfigFile, Given, Sets, Verbose
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected, 2 usage or settings, 3 log unavailable, 4 log full, 5 taken over by another instance, "
-    "6 bad input file, 130 and 143 stopped by a signal before the work was done.",
+    "6 bad input file, 7 an audit found differences, 130 and 143 stopped by a signal before the work was done.",
 )
 
 
@@ -50,7 +50,7 @@ def _coldstream(
     ctx.find_root().obj.add(config, sets, verbose)
 
 
-for module in (run, worker, trainer, replay, report, evaluate, status, score, config, demo):
+for module in (audit, run, worker, trainer, replay, report, evaluate, status, score, config, demo):
     app.command(module.__name__.rpartition(".")[2], epilog=f"Examples:\n\n{module.EXAMPLES}")(module.command)
 app.add_typer(topics.app)
 app.add_typer(model.app)
