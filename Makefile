@@ -25,7 +25,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench lock test-lowest prometheus clean
+.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench kafka kafka-cluster kafka-down lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,15 @@ kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scor
 
 bench: $(ENV) ## measure speed: the embedded log
 	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
+
+kafka: $(ENV) ## start a real Apache Kafka of one node on 127.0.0.1:9092 (needs Java 17 and Maven)
+	@$(BIN)/python -m tests.kafka_cluster up .kafka/local $(ARGS)
+
+kafka-cluster: $(ENV) ## the same with three nodes, on ports 9092 to 9094, of which one may fail
+	@$(BIN)/python -m tests.kafka_cluster up .kafka/local --nodes 3 $(ARGS)
+
+kafka-down: $(ENV) ## end either, and delete what it held
+	@$(BIN)/python -m tests.kafka_cluster down .kafka/local
 
 env: $(ENV) ## make or renew the environment in .venv
 

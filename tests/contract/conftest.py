@@ -12,6 +12,7 @@ import pytest
 
 from streaming.brokers import open_log
 from streaming.log import Log, Message, Record, Topic, TopicPartition
+from tests.kafka_cluster import KafkaCluster
 
 SESSION_MS = 300
 
@@ -20,10 +21,18 @@ SESSION_MS = 300
 class Capabilities:
     """What a broker promises beyond `Log`; a test that needs one says so.
 
-    ``contiguous``: offsets of appended records have no gaps. ``compacts_at_once``: superseded records are gone when the commit returns,
-    not when a cleaner has run. ``retains_at_once``: so are those past retention, at the next append. ``one_moment``: a poll shows all
-    partitions as of one moment. ``plain_group_is_fenced``: a plain group name may not commit while the group has members.
-    ``session_ms``: the session timeout that the suite's members have.
+    * ``contiguous``: offsets of appended records have no gaps.
+    * ``compacts_at_once``: superseded records are gone when the commit returns, not when a cleaner has run.
+    * ``retains_at_once``: so are those past retention, at the next append.
+    * ``one_moment``: a poll shows all partitions as of one moment.
+    * ``plain_group_is_fenced``: a plain group name may not commit while the group has members.
+    * ``empty_commit_is_fenced``: a commit of nothing tells an old writer that it is fenced.
+    * ``one_order``: commits of several writers have one order in all partitions.
+    * ``writes_nothing``: takes a message with neither key nor value.
+    * ``polls_to_turn``: after how many polls each partition has had a turn.
+    * ``settle_seconds``: how long an assignment must last before it is taken for the last one.
+    * ``examples``: how many random sequences of actions there is time for.
+    * ``session_ms``: the session timeout that the suite's members have.
     """
 
     contiguous: bool
@@ -31,6 +40,12 @@ class Capabilities:
     retains_at_once: bool
     one_moment: bool
     plain_group_is_fenced: bool
+    empty_commit_is_fenced: bool
+    one_order: bool
+    writes_nothing: bool
+    polls_to_turn: int
+    settle_seconds: float
+    examples: int
     session_ms: int
 
 
@@ -58,20 +73,54 @@ class Broker:
 
 
 EMBEDDED = Capabilities(
-    contiguous=True, compacts_at_once=True, retains_at_once=True, one_moment=True, plain_group_is_fenced=True, session_ms=SESSION_MS
+    contiguous=True,
+    compacts_at_once=True,
+    retains_at_once=True,
+    one_moment=True,
+    plain_group_is_fenced=True,
+    empty_commit_is_fenced=True,
+    one_order=True,
+    writes_nothing=True,
+    polls_to_turn=3,
+    settle_seconds=0.0,
+    examples=60,
+    session_ms=SESSION_MS,
+)
+
+KAFKA = Capabilities(
+    contiguous=False,
+    compacts_at_once=False,
+    retains_at_once=False,
+    one_moment=False,
+    plain_group_is_fenced=False,
+    empty_commit_is_fenced=False,
+    one_order=False,
+    writes_nothing=False,
+    polls_to_turn=20,
+    settle_seconds=0.4,
+    examples=6,
+    session_ms=1000,
 )
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     """Each broker in turn. A further one is a further parameter, with its own capabilities."""
-    assert request.param == "embedded"
     with ExitStack() as opened:
+        if request.param == "embedded":
 
-        def connect() -> Log:
-            return opened.enter_context(open_log(f"embedded:{tmp_path / 'log.db'}", session_timeout_ms=SESSION_MS))
+            def connect() -> Log:
+                return opened.enter_context(open_log(f"embedded:{tmp_path / 'log.db'}", session_timeout_ms=SESSION_MS))
 
-        yield Broker(connect, EMBEDDED, "t-")
+            yield Broker(connect, EMBEDDED, "t-")
+        else:
+            cluster: KafkaCluster = request.getfixturevalue("kafka_broker")
+
+            def connect_kafka() -> Log:
+                patience = {"session_timeout_ms": KAFKA.session_ms, "max_poll_interval_ms": KAFKA.session_ms}
+                return opened.enter_context(open_log(cluster.url, **patience))
+
+            yield Broker(connect_kafka, KAFKA, f"t-{uuid.uuid4().hex[:6]}-")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -94,6 +95,8 @@ class Run:
                     self.writer.commit([*self.messages(batch), large], {self.tps[p]: offset for p, offset in consumed.items()}, self.group)
             case ("fenced", batch, consumed):
                 old, self.writer = self.writer, self.open()
+                if not batch and not consumed and not self.broker.can.empty_commit_is_fenced:
+                    return
                 with pytest.raises(Fenced):
                     old.commit(self.messages(batch), {self.tps[p]: offset for p, offset in consumed.items()}, self.group)
             case ("reopen",):
@@ -123,14 +126,18 @@ class Run:
 
 
 @pytest.fixture
-def shared(broker: Broker) -> tuple[Broker, Log]:
-    return broker, broker.connect()
+def shared(broker: Broker) -> tuple[Broker, Log, Iterator[int]]:
+    return broker, broker.connect(), iter(range(broker.can.examples))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=actions)
-def test_the_log_holds_what_lists_and_dicts_would(shared: tuple[Broker, Log], script: list[tuple[Any, ...]]) -> None:
-    run = Run(*shared)
+def test_the_log_holds_what_lists_and_dicts_would(shared: tuple[Broker, Log, Iterator[int]], script: list[tuple[Any, ...]]) -> None:
+    broker, log, left = shared
+    # The first example is the empty one.
+    if script and next(left, None) is None:
+        return
+    run = Run(broker, log)
     for action in script:
         run.do(action)
     run.check()

@@ -72,7 +72,7 @@ def test_offsets_are_contiguous(broker: Broker, log: Log) -> None:
 
 def test_key_and_value_come_back_as_they_were(broker: Broker, log: Log) -> None:
     name = broker.topic(log)
-    pairs = [(None, None), (b"", b""), (b"\x00\xff", b"v" * 100_000), (b"k", None), (None, b"v")]
+    pairs = [(None, None)] * broker.can.writes_nothing + [(b"", b""), (b"\x00\xff", b"v" * 100_000), (b"k", None), (None, b"v")]
     log.append([Message(name, key, value) for key, value in pairs])
     assert [(record.key, record.value) for record in everything(log, name)] == pairs
     assert {record.topic for record in everything(log, name)} == {name}

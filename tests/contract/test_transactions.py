@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 
 import pytest
 
@@ -81,7 +82,9 @@ def test_a_newer_writer_fences_the_older_one(broker: Broker, log: Log) -> None:
     assert log.committed("g", [tp]) == {}
 
 
-def test_a_fenced_writer_is_fenced_even_where_it_writes_nothing(log: Log) -> None:
+def test_a_fenced_writer_is_fenced_even_where_it_writes_nothing(broker: Broker, log: Log) -> None:
+    if not broker.can.empty_commit_is_fenced:
+        pytest.skip("this broker is not asked where there is nothing to commit")
     old = log.writer("w")
     log.writer("w")
     with pytest.raises(Fenced):
@@ -123,6 +126,7 @@ def test_writers_in_several_threads_and_connections_lose_nothing(broker: Broker,
         thread.join()
     assert failures == []
     orders = [values(everything(log, name, partition)) for partition in (0, 1)]
-    assert orders[0] == orders[1], "commits have one order"
+    assert not broker.can.one_order or orders[0] == orders[1], "commits have one order"
+    assert Counter(orders[0]) == Counter(orders[1])
     for number in range(4):
         assert [v for v in orders[0] if v and v.startswith(b"%d " % number)] == [b"%d %d" % (number, n) for n in range(40)]

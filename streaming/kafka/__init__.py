@@ -1,0 +1,6 @@
+"""Apache Kafka behind the interface of `streaming.log`."""
+
+from streaming.kafka.broker import KafkaLog
+from streaming.kafka.client import KafkaOptions, Security
+
+__all__ = ["KafkaLog", "KafkaOptions", "Security"]

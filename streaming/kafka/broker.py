@@ -1,0 +1,236 @@
+"""A connection to Apache Kafka."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import kafka
+from kafka import errors
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+
+from streaming.errors import LogError, LogUnavailable, RecordTooLarge, TopicMismatch, UnknownTopic
+from streaming.kafka.client import BATCH_BYTES, Client, KafkaOptions
+from streaming.kafka.member import KafkaMember
+from streaming.kafka.reader import KafkaReader
+from streaming.kafka.topics import checked, from_configs, to_configs
+from streaming.kafka.writer import KafkaWriter
+from streaming.log import Bounds, Log, Member, Message, Reader, Topic, TopicPartition, Writer
+from streaming.partitioner import partition_of
+
+SETTLE_MS = 3_000
+"""How long an offset is waited for that an open transaction may be about to change."""
+
+Kind = TypeVar("Kind", Reader, Member, Writer)
+
+
+class KafkaLog(Log):
+    """Topics, offsets and clients of one cluster; ``servers`` are some of its brokers as HOST:PORT."""
+
+    def __init__(self, servers: str | Sequence[str], options: KafkaOptions | None = None) -> None:
+        self.client = Client(servers.split(",") if isinstance(servers, str) else list(servers), options or KafkaOptions())
+        self._lock = threading.RLock()
+        self._known: dict[str, Topic] = {}
+        self._opened: list[Reader | Member | Writer] = []
+        self._groups: dict[str, kafka.KafkaConsumer] = {}
+        self._appender: kafka.KafkaProducer | None = None
+        self._closed = False
+        try:
+            self._admin = KafkaAdminClient(**self.client.common())
+        except (errors.KafkaError, OSError) as error:
+            raise LogUnavailable(f"{self.client.place}: no broker answers ({type(error).__name__}: {error})") from error
+
+    def create(self, topics: Iterable[Topic]) -> None:
+        """As `Log.create`."""
+        wanted = list(topics)
+        for topic in wanted:
+            checked(topic)
+        self._refresh()
+        options = self.client.options
+        missing = {
+            topic.name: {
+                "num_partitions": topic.partitions,
+                "replication_factor": options.replication or -1,
+                "configs": to_configs(topic, options.min_insync),
+            }
+            for topic in wanted
+            if topic.name not in self._known
+        }
+        if missing:
+            with self.client.told(f"creating {', '.join(missing)}"):
+                try:
+                    self._admin.create_topics(missing, timeout_ms=options.request_timeout_ms, wait_for_metadata=True)
+                except errors.TopicAlreadyExistsError:
+                    # Another process was faster; it may have made some of them only.
+                    if len(missing) > 1:
+                        self.create(wanted)
+                        return
+            self._refresh()
+        for topic in wanted:
+            found = self._known.get(topic.name)
+            if found is None:
+                raise LogUnavailable(f"topic {topic.name} was created but is not known to the broker yet ({self.client.place})")
+            if (found.partitions, found.cleanup) != (topic.partitions, topic.cleanup):
+                raise TopicMismatch(
+                    f"topic {topic.name} has {found.partitions} partitions and cleanup {found.cleanup}, "
+                    f"not {topic.partitions} and {topic.cleanup}"
+                )
+
+    def topics(self) -> dict[str, Topic]:
+        """As `Log.topics`."""
+        self._refresh()
+        return dict(self._known)
+
+    def _refresh(self) -> None:
+        self._require_open()
+        with self.client.told("listing topics"), self._lock:
+            described = {topic["name"]: topic for topic in self._admin.describe_topics() if not topic["name"].startswith("__")}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
+            configs = self._admin.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
+            self._known = {
+                name: from_configs(name, len(topic["partitions"]), {key: entry["value"] for key, entry in configs[name].items()})
+                for name, topic in described.items()
+                if topic["partitions"] and configs.get(name)
+            }
+
+    def _topic(self, name: str) -> Topic:
+        if name not in self._known:
+            self._refresh()
+        if name not in self._known:
+            raise UnknownTopic(f"topic {name} does not exist ({self.client.place})")
+        return self._known[name]
+
+    def require(self, tp: TopicPartition) -> None:
+        """Raise `UnknownTopic` for a partition that does not exist."""
+        if not 0 <= tp.partition < self._topic(tp.topic).partitions:
+            raise UnknownTopic(f"topic {tp.topic} has no partition {tp.partition}")
+
+    def placed(self, messages: Iterable[Message]) -> list[Message]:
+        """The messages with their partitions; what the broker would refuse is refused here, before any is sent."""
+        found = []
+        for message in messages:
+            topic = self._topic(message.topic)
+            partition = message.partition
+            if partition is None:
+                partition = 0 if message.key is None else partition_of(message.key, topic.partitions)
+            self.require(TopicPartition(topic.name, partition))
+            size = len(message.key or b"") + len(message.value or b"")
+            if size > topic.max_record_bytes:
+                raise RecordTooLarge(f"a record of {size} bytes for {topic.name}, which takes {topic.max_record_bytes}")
+            if topic.cleanup == "compact" and message.key is None:
+                raise LogError(f"a message without a key for {topic.name}, which is compacted by key")
+            if message.key is None and message.value is None:
+                raise LogError(f"a message for {topic.name} with neither key nor value, which the client does not send")
+            found.append(message._replace(partition=partition))
+        return found
+
+    def bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:
+        """As `Log.bounds`."""
+        wanted = list(tps)
+        for tp in wanted:
+            self.require(tp)
+        if not wanted:
+            return {}
+        partitions = [kafka.TopicPartition(*tp) for tp in wanted]
+        with self.client.told("looking up offsets"):
+            start, end = (
+                self._admin.list_partition_offsets(dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_COMMITTED)
+                for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+            )
+        return {tp: Bounds(start[partition].offset, end[partition].offset) for tp, partition in zip(wanted, partitions, strict=True)}
+
+    def committed(self, group: str, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """As `Log.committed`."""
+        wanted = list(tps)
+        for tp in wanted:
+            self.require(tp)
+        if not wanted:
+            return {}
+        with self.client.told(f"looking up offsets of group {group}"), self._lock:
+            try:
+                found = self._settled_offsets(group, wanted)
+            except errors.KafkaTimeoutError:
+                # Another's transaction is open. Whoever owns a partition has opened its writer, which ended any; to others, what was
+                # committed before it is the truth.
+                answer = self._admin.list_group_offsets({group: [kafka.TopicPartition(*tp) for tp in wanted]}).get(group, {})
+                found = {TopicPartition(tp.topic, tp.partition): entry.offset for tp, entry in answer.items()}
+        return {tp: offset for tp, offset in found.items() if offset >= 0}
+
+    def _settled_offsets(self, group: str, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Offsets once no transaction is pending on them: a commit that was answered becomes visible a moment later."""
+        if group not in self._groups:
+            self._groups[group] = kafka.KafkaConsumer(
+                **self.client.common(group_id=group, isolation_level="read_committed", enable_auto_commit=False, metrics_enabled=False)
+            )
+        found = {tp: self._groups[group].committed(kafka.TopicPartition(*tp), timeout_ms=SETTLE_MS) for tp in tps}
+        return {tp: offset for tp, offset in found.items() if offset is not None}
+
+    def append(self, messages: Sequence[Message]) -> list[int]:
+        """As `Log.append`."""
+        self._require_open()
+        placed = self.placed(messages)
+        if not placed:
+            return []
+        with self.client.told("appending"), self._lock:
+            if self._appender is None:
+                options = self.client.options
+                self._appender = kafka.KafkaProducer(
+                    **self.client.common(
+                        acks="all",
+                        enable_idempotence=True,
+                        batch_size=BATCH_BYTES,
+                        max_request_size=128 * 1024 * 1024,
+                        max_block_ms=options.request_timeout_ms,
+                        delivery_timeout_ms=2 * options.request_timeout_ms,
+                        allow_auto_create_topics=False,
+                        metrics_enabled=False,
+                    )
+                )
+            sent = [self._appender.send(topic, value, key, partition=partition) for topic, key, value, partition in placed]
+            self._appender.flush(3 * self.client.options.request_timeout_ms / 1000)
+            return [future.get(0).offset for future in sent]
+
+    def reader(self) -> Reader:
+        """As `Log.reader`."""
+        self._require_open()
+        return self._keep(KafkaReader(self))
+
+    def member(self, group: str, topic: str) -> Member:
+        """As `Log.member`."""
+        self._topic(topic)
+        return self._keep(KafkaMember(self, group, topic))
+
+    def writer(self, transactional_id: str) -> Writer:
+        """As `Log.writer`."""
+        self._require_open()
+        return self._keep(KafkaWriter(self, transactional_id))
+
+    def _keep(self, opened: Kind) -> Kind:
+        with self._lock:
+            self._opened.append(opened)
+        return opened
+
+    def forget(self, closed: Reader | Member | Writer) -> None:
+        """Take note that one of this connection's clients was closed."""
+        with self._lock:
+            if closed in self._opened:
+                self._opened.remove(closed)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LogError("this connection is closed")
+
+    def close(self) -> None:
+        """As `Log.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        for opened in list(self._opened):
+            opened.close()
+        for consumer in self._groups.values():
+            consumer.close(autocommit=False, timeout_ms=1000)
+        if self._appender is not None:
+            self._appender.close(timeout=1)
+        self._admin.close()

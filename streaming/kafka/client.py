@@ -1,0 +1,135 @@
+"""What every client of one connection has in common: servers, patience, security, and how its errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import errors
+
+from streaming.errors import Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
+
+BATCH_BYTES = 65_536
+"""Largest batch of small records that a producer sends; a larger record goes alone. Topics have room for it beside their largest record."""
+
+FENCED = (
+    errors.ProducerFencedError,
+    errors.InvalidProducerEpochError,
+    errors.InvalidProducerIdMappingError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+    errors.FencedInstanceIdError,
+    errors.FencedMemberEpochError,
+    errors.StaleMemberEpochError,
+    errors.RebalanceInProgressError,
+    errors.CommitFailedError,
+)
+"""Errors that say that another has taken over, or that the group has moved on."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a connection is protected and who we are. Passwords are never shown."""
+
+    protocol: str = "PLAINTEXT"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    key_password: str = field(default="", repr=False)
+    check_hostname: bool = True
+    mechanism: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+    def options(self) -> dict[str, Any]:
+        """As kafka-python takes them. Raises `LogUnavailable` for files that cannot be used, by name."""
+        found: dict[str, Any] = {"security_protocol": self.protocol}
+        if self.protocol.endswith("SSL"):
+            found |= {"ssl_context": self._context(), "ssl_check_hostname": self.check_hostname}
+        if self.protocol.startswith("SASL"):
+            found |= {"sasl_mechanism": self.mechanism, "sasl_plain_username": self.username, "sasl_plain_password": self.password}
+        return found
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.check_hostname = self.check_hostname
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        setting = "kafka.ca_file"
+        try:
+            if self.ca_file:
+                context.load_verify_locations(self.ca_file)
+            setting = "kafka.cert_file and kafka.key_file"
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file or None, lambda: self.key_password)
+        except (OSError, ssl.SSLError) as error:
+            raise LogUnavailable(f"{setting}: the certificate or key cannot be used ({error.strerror or error})") from error
+        return context
+
+
+@dataclass(frozen=True)
+class KafkaOptions:
+    """Patience and security of a connection, times in milliseconds.
+
+    ``session_timeout_ms``: a member whose process is gone for longer loses its partitions. ``max_poll_interval_ms``: so does one that does
+    not ask for its assignment for longer. ``transaction_timeout_ms``: an open transaction of a writer that is gone is aborted after it, and
+    it bounds every wait of a commit. ``request_timeout_ms`` bounds other requests. ``connect_timeout_ms`` is the longest wait for a
+    first answer. ``replication`` and ``min_insync`` are those of topics made here; 0 takes the broker's own.
+    """
+
+    session_timeout_ms: int = 6_000
+    max_poll_interval_ms: int = 60_000
+    transaction_timeout_ms: int = 15_000
+    request_timeout_ms: int = 10_000
+    connect_timeout_ms: int = 10_000
+    replication: int = 0
+    min_insync: int = 0
+    security: Security = field(default_factory=Security)
+
+
+class Client:
+    """Options for the clients of one connection."""
+
+    def __init__(self, servers: list[str], options: KafkaOptions) -> None:
+        self.servers = servers
+        self.options = options
+        self.place = "kafka:" + ",".join(servers)
+        self._common: dict[str, Any] = {
+            "bootstrap_servers": servers,
+            "client_id": "coldstream",
+            "request_timeout_ms": options.request_timeout_ms,
+            "bootstrap_timeout_ms": options.connect_timeout_ms,
+            # A broker that is back is found within a second, not after half a minute.
+            "reconnect_backoff_max_ms": 1_000,
+            # The client's default of 100 ms between two tries is most of a transaction's time.
+            "retry_backoff_ms": 5,
+            **options.security.options(),
+        }
+
+    def common(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - as the clients take them
+        """Options of any client, with ``more`` of its own."""
+        return self._common | more
+
+    @contextlib.contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Turn what kafka-python raises in the block into errors of this package; ``what`` names what was being done."""
+        try:
+            yield
+        except errors.KafkaError as error:
+            raise translated(error, what, self.place) from error
+
+
+def translated(error: errors.KafkaError, what: str, place: str) -> LogError:
+    """The error of this package that says what ``error`` of kafka-python means for whoever was doing ``what``."""
+    text = f"{what}: {type(error).__name__.removesuffix('Error')}: {error}"
+    if isinstance(error, FENCED):
+        return Fenced(text)
+    if isinstance(error, errors.MessageSizeTooLargeError | errors.RecordListTooLargeError):
+        return RecordTooLarge(text)
+    if isinstance(error, errors.UnknownTopicOrPartitionError | errors.UnknownTopicIdError):
+        return UnknownTopic(text)
+    if isinstance(error, errors.SaslAuthenticationFailedError | errors.AuthorizationError):
+        return LogError(f"{text}; the broker at {place} refuses this user: see kafka.username and the ACLs that docs/security.md lists")
+    return LogUnavailable(f"{text} ({place})")

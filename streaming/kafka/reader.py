@@ -1,0 +1,112 @@
+"""A reader of Apache Kafka: one consumer without a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import kafka
+from kafka import errors
+
+from streaming.errors import LogError, OffsetOutOfRange
+from streaming.log import Reader, Record, TopicPartition
+
+if TYPE_CHECKING:
+    from streaming.kafka.broker import KafkaLog
+
+
+class KafkaReader(Reader):
+    """Reads committed records by partition and position."""
+
+    def __init__(self, log: KafkaLog) -> None:
+        self._log = log
+        self._closed = False
+        self._positions: dict[TopicPartition, int] = {}
+        """Where reading began, by partition; kept only to tell what was asked for."""
+        self._paused: frozenset[TopicPartition] = frozenset()
+        with log.client.told("opening a reader"):
+            self._consumer = kafka.KafkaConsumer(
+                **log.client.common(
+                    group_id=None,
+                    isolation_level="read_committed",
+                    # A position that is not there must be said, not replaced by another.
+                    auto_offset_reset="none",
+                    enable_auto_commit=False,
+                    allow_auto_create_topics=False,
+                    fetch_max_wait_ms=100,
+                    metrics_enabled=False,
+                )
+            )
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """As `Reader.assign`."""
+        self._require_open()
+        for tp in positions:
+            self._log.require(tp)
+        self._positions = dict(positions)
+        self._paused = frozenset()
+        with self._log.client.told("assigning partitions"):
+            self._consumer.assign([kafka.TopicPartition(*tp) for tp in positions])
+            for tp, position in positions.items():
+                if position >= 0:
+                    self._consumer.seek(kafka.TopicPartition(*tp), position)
+
+    def poll(self, max_records: int, timeout: float = 0.0, only: Iterable[TopicPartition] | None = None) -> list[Record]:
+        """As `Reader.poll`."""
+        self._require_open()
+        if not self._positions:
+            return []
+        wanted = self._positions.keys() if only is None else set(only)
+        if strangers := wanted - self._positions.keys():
+            tp = min(strangers)
+            raise ValueError(f"{tp.topic}/{tp.partition} is not assigned to this reader")
+        for tp, position in self._positions.items():
+            if position < 0:
+                raise OffsetOutOfRange(f"{tp.topic}/{tp.partition}: position {position} is before the first record")
+        self._restrict(frozenset(self._positions.keys() - wanted))
+        with self._log.client.told("reading"):
+            try:
+                found = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records)
+            except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as error:
+                raise OffsetOutOfRange(self._out_of_range(error)) from error
+        return [
+            Record(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value)
+            for records in found.values()
+            for record in records
+        ]
+
+    def _restrict(self, paused: frozenset[TopicPartition]) -> None:
+        if paused == self._paused:
+            return
+        self._consumer.resume(*(kafka.TopicPartition(*tp) for tp in self._paused - paused))
+        self._consumer.pause(*(kafka.TopicPartition(*tp) for tp in paused - self._paused))
+        self._paused = paused
+
+    def _out_of_range(self, error: errors.KafkaError) -> str:
+        bounds = self._log.bounds(self._positions)
+        for tp, (start, end) in bounds.items():
+            position = self._position(tp)
+            if not start <= position <= end:
+                return f"{tp.topic}/{tp.partition}: position {position} is outside the records kept, {start} to {end}"
+        return f"{', '.join(sorted({tp.topic for tp in self._positions}))}: {error}"
+
+    def _position(self, tp: TopicPartition) -> int:
+        found = self._consumer.position(kafka.TopicPartition(*tp), timeout_ms=0)
+        return self._positions[tp] if found is None else found
+
+    def position(self, tp: TopicPartition) -> int:
+        """As `Reader.position`."""
+        if tp not in self._positions:
+            raise ValueError(f"{tp.topic}/{tp.partition} is not assigned to this reader")
+        return self._position(tp)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LogError("this reader is closed")
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+        if not self._closed:
+            self._closed = True
+            self._log.forget(self)
+            self._consumer.close(autocommit=False, timeout_ms=1000)

@@ -1,0 +1,68 @@
+"""Topics as Kafka keeps them: settings there and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from streaming.kafka.client import BATCH_BYTES
+from streaming.log import Topic
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+FOREVER = 2**63 - 1
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+ROOM_BYTES = BATCH_BYTES + 1024
+"""What Kafka's limit, which is on a batch as sent, has above ours, which is on key and value."""
+
+
+def checked(topic: Topic) -> None:
+    """Raise ValueError for settings that no topic can have."""
+    wrong = (
+        not NAME.fullmatch(topic.name)
+        or topic.partitions < 1
+        or topic.cleanup not in ("delete", "compact")
+        or any(bound is not None and bound < 0 for bound in (topic.retention_ms, topic.retention_bytes))
+        or topic.max_record_bytes < 1
+    )
+    if wrong:
+        raise ValueError(f"no topic can have these settings: {topic}")
+
+
+def to_configs(topic: Topic, min_insync: int) -> dict[str, str]:
+    """The topic's settings by Kafka's names."""
+    configs = {
+        "cleanup.policy": topic.cleanup,
+        "max.message.bytes": str(topic.max_record_bytes + ROOM_BYTES),
+        # With the event's own time there, a log of 1997 would be deleted on arrival.
+        "message.timestamp.type": "LogAppendTime",
+        "unclean.leader.election.enable": "false",
+    }
+    if min_insync:
+        configs["min.insync.replicas"] = str(min_insync)
+    if topic.cleanup == "delete":
+        configs["retention.ms"] = str(-1 if topic.retention_ms is None else topic.retention_ms)
+        configs["retention.bytes"] = str(-1 if topic.retention_bytes is None else topic.retention_bytes)
+    else:
+        configs["delete.retention.ms"] = str(FOREVER if topic.retention_ms is None else topic.retention_ms)
+        # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week.
+        configs["segment.ms"] = str(HOUR_MS)
+        configs["min.cleanable.dirty.ratio"] = "0.2"
+        configs["max.compaction.lag.ms"] = str(DAY_MS)
+    return configs
+
+
+def from_configs(name: str, partitions: int, configs: Mapping[str, str]) -> Topic:
+    """The topic whose settings by Kafka's names are ``configs``."""
+    cleanup: Literal["delete", "compact"] = "compact" if "compact" in configs["cleanup.policy"] else "delete"
+    limit = max(1, int(configs["max.message.bytes"]) - ROOM_BYTES)
+
+    def bound(key: str) -> int | None:
+        value = int(configs[key])
+        return None if value in (-1, FOREVER) else value
+
+    if cleanup == "compact":
+        return Topic(name, partitions, cleanup, bound("delete.retention.ms"), None, limit)
+    return Topic(name, partitions, cleanup, bound("retention.ms"), bound("retention.bytes"), limit)
