@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from consumers.asking import NoAnswer
 from consumers.layers import SettingsError
 from consumers.stop import Interrupted
 from streaming import errors
@@ -20,6 +21,7 @@ class Exit(enum.IntEnum):
     FENCED = 5
     DATA = 6
     DIFFERENT = 7
+    NO_ANSWER = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -33,6 +35,7 @@ MEANING = {
     Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
     Exit.DATA: "A file that was named cannot be read or written, or a record cannot be taken as what it should be.",
     Exit.DIFFERENT: "An audit found differences: something in the log does not follow from the rest of it.",
+    Exit.NO_ANSWER: "No worker answered a request in time.",
     Exit.INTERRUPTED: "Ctrl-C before the work was done. What was done is committed; the same command goes on from there.",
     Exit.TERMINATED: "SIGTERM before the work was done. What was done is committed; the same command goes on from there.",
 }
@@ -51,6 +54,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.ChunkError, Exit.LOG_UNAVAILABLE),
     (errors.SourceError, Exit.DATA),
     (errors.Malformed, Exit.DATA),
+    (NoAnswer, Exit.NO_ANSWER),
     # Files that the user named: a journal, a folder for the report.
     (FileNotFoundError, Exit.DATA),
     (FileExistsError, Exit.DATA),

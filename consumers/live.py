@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from consumers.requests import Requests
 from streaming.errors import Fenced
 from streaming.log import TopicPartition
 
@@ -33,6 +34,7 @@ def run_worker(system: System, stop: Stop) -> None:
     A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is opened anew.
     """
     worker, topic, settings = system.worker(), system.topics["interactions"], system.settings
+    requests = Requests(worker, system.topics["scores"].max_record_bytes)
     owner: Assignment | None = None
     looked = 0.0
     with system.log.reader() as reader, system.log.member(settings.group_id, topic.name) as member:
@@ -40,7 +42,7 @@ def run_worker(system: System, stop: Stop) -> None:
             system.health.beat()
             assignment = member.assignment()
             if assignment != owner:
-                reassign(system, worker, reader, assignment)
+                reassign(system, worker, requests, reader, assignment)
                 owner = assignment
             with worker.metrics.stage("adopt"):
                 if worker.versions.advance():
@@ -50,35 +52,38 @@ def run_worker(system: System, stop: Stop) -> None:
             if time.monotonic() - looked > LAG_SECONDS:
                 looked = time.monotonic()
                 observe_lag(system, reader, topic.name, worker)
-            batches = {number: list(records) for number, records in groupby(read(system, reader), attrgetter("partition"))}
-            for number in sorted(worker.held):
-                records = batches.get(number, [])
-                if not records and not worker.tables.waiting(number):
-                    continue
-                try:
-                    worker.step(number, records, assignment)
-                except Fenced as error:
-                    logger.warning("step given up", partition=number, reason=str(error))
-                    system.metrics.fenced.inc()
-                    owner = None
-                    break
-                system.health.committed()
+            batches = read(system, reader, wait=not requests)
+            if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
+                requests.take(asked)
+                worker.tables.advance(system.health.beat)
+            try:
+                for number in sorted(worker.held):
+                    tp = TopicPartition(topic.name, number)
+                    if tp in batches or worker.tables.waiting(number):
+                        worker.step(number, batches.get(tp, []), assignment)
+                        system.health.committed()
+                    if requests.answer(number, reader.position(tp), assignment):
+                        system.health.committed()
+            except Fenced as error:
+                logger.warning("step given up", partition=number, reason=str(error))
+                system.metrics.fenced.inc()
+                owner = None
 
 
-def read(system: System, reader: Reader) -> list[Record]:
-    """The next micro-batch: as many records as make one, or what comes within the linger."""
+def read(system: System, reader: Reader, *, wait: bool) -> dict[TopicPartition, list[Record]]:
+    """The next records of interactions and requests: as many as make a micro-batch, or what comes within the linger."""
     settings = system.settings.worker
     with system.metrics.stage("poll"):
-        records = reader.poll(settings.micro_batch, settings.poll_timeout_ms / 1000)
+        records = reader.poll(settings.micro_batch, settings.poll_timeout_ms / 1000 if wait else 0.0)
         ends = time.monotonic() + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
-    records.sort(key=attrgetter("partition", "offset"))
-    return records
+    records.sort(key=attrgetter("topic", "partition", "offset"))
+    return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}
 
 
-def reassign(system: System, worker: Worker, reader: Reader, assignment: Assignment) -> None:
+def reassign(system: System, worker: Worker, requests: Requests, reader: Reader, assignment: Assignment) -> None:
     """Let go of the partitions that are not ours any more, and open those that are."""
     topic = system.topics["interactions"].name
     ours = assignment.partitions if assignment.generation >= 0 else frozenset[int]()
@@ -87,7 +92,8 @@ def reassign(system: System, worker: Worker, reader: Reader, assignment: Assignm
     system.health.restored(done=False)
     for number in list(worker.held):
         worker.release(number)
-    reader.assign({TopicPartition(topic, number): worker.open(number, system.health.beat) for number in sorted(ours)})
+    positions = {TopicPartition(topic, number): worker.open(number, system.health.beat) for number in sorted(ours)}
+    reader.assign(positions | requests.start(ours))
     worker.tables.assign(ours)
     worker.tables.advance(system.health.beat)
     system.health.restored()

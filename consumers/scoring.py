@@ -1,8 +1,8 @@
-"""Scores for one user from the log alone: what a worker would answer now, beside a running or a stopped system."""
+"""What a user will rate highest, now: the ranking that answers requests, and the same from the log alone, beside a stopped system."""
 
 from __future__ import annotations
 
-import heapq
+from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
 
 from consumers.system import new_model
@@ -11,20 +11,22 @@ from consumers.versions import Versions
 from consumers.worker import latest
 from model.meta import predict
 from model.tasks import Task
-from streaming.codec import decode
-from streaming.events import Support
+from streaming.events import BEST
 from streaming.log import TopicPartition, present
 from streaming.partitioner import partition_of
+from streaming.support import SupportSets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from consumers.settings import Settings
     from model.mamo import Mamo
+    from streaming.events import Request, Support
     from streaming.log import Log, Topic
 
-AT_ONCE = 4096
-"""Items scored in one batch, so that memory does not grow with the catalogue."""
+ITEMS_AT_ONCE = 4096
+USERS_AT_ONCE = 16
+"""One batch scores this many items for this many users, so that memory grows neither with the catalogue nor with the requests."""
 
 
 class ItemScore(NamedTuple):
@@ -35,57 +37,86 @@ class ItemScore(NamedTuple):
     item: str
 
 
-class Answer(NamedTuple):
-    """Scores, best first, and what they were made from: model version, size of the support set, interactions the user ever had."""
+class Ranking(NamedTuple):
+    """Scores, best first, and what they were made from: the size of the support set, and how many interactions the user ever had."""
 
     scores: list[ItemScore]
-    version: int
     support_size: int
     earlier: int
 
 
-def answer(log: Log, settings: Settings, topics: dict[str, Topic], user: str, items: Sequence[str] | None, best: int) -> Answer:
-    """Score ``items`` for ``user``, or without them find the ``best`` of the catalogue that the user has not rated lately.
+class _Open(NamedTuple):
+    """A question that is being worked on; the support set as a task has it."""
 
-    The catalogue is every item that has a profile or was ever rated. Nothing is written.
-    """
-    partition = partition_of(user.encode(), topics["interactions"].partitions)
+    request: Request
+    support: tuple[list[str], list[float]]
+    candidates: Sequence[str]
+    best: list[ItemScore]
+
+
+def rank(model: Mamo, asked: Sequence[tuple[Request, Support | None]]) -> list[Ranking]:
+    """Answer each request from its user's support set: users in batches, the catalogue in slices. Nothing is learned."""
+    every = catalogue(model) if any(request.items is None for request, _ in asked) else []
+    questions = []
+    for request, support in asked:
+        items, ratings = latest(support)
+        rated = set(items) if request.exclude_rated else set[str]()
+        candidates = [item for item in (every if request.items is None else request.items) if item not in rated]
+        questions.append(_Open(request, (items, ratings), candidates, []))
+    for start in range(0, len(questions), USERS_AT_ONCE):
+        _score(model, questions[start : start + USERS_AT_ONCE])
+    return [
+        Ranking(question.best, len(question.support[0]), support.earlier if support else 0)
+        for question, (_, support) in zip(questions, asked, strict=True)
+    ]
+
+
+def _score(model: Mamo, questions: Sequence[_Open]) -> None:
+    for start in range(0, max(len(question.candidates) for question in questions), ITEMS_AT_ONCE):
+        left = [question for question in questions if len(question.candidates) > start]
+        slices = [question.candidates[start : start + ITEMS_AT_ONCE] for question in left]
+        tasks = [
+            Task(question.request.user, *question.support, query, [0.0] * len(query)) for question, query in zip(left, slices, strict=True)
+        ]
+        found = predict(model, tasks)
+        scores = found.score.tolist()
+        sds = [[None] * len(row) for row in scores] if found.sd is None else found.sd.tolist()
+        for question, query, score, sd in zip(left, slices, scores, sds, strict=True):
+            wanted = question.request.n or (len(question.candidates) if question.request.items is not None else BEST)
+            # Padding stands behind the query, so the shortest of the three ends the row. Equal scores stand by id, whoever ranks.
+            rows = map(ItemScore, score, sd, query)
+            question.best[:] = nsmallest(wanted, [*question.best, *rows], key=lambda each: (-each.score, each.item))
+
+
+def catalogue(model: Mamo) -> list[str]:
+    """Every item with a profile, rated or not, and every item that the model version has an id row for."""
+    known = dict.fromkeys(model.items.features)
+    names = [name for name, feature in model.items.schema.items() if feature.kind == "id"]
+    # What was only asked for, or is too new for the version, has a provisional row: an answer must not depend on what was asked before.
+    keys = [key for key in model.item_table.keys if key not in model.item_table.provisional]
+    for name in names:
+        known |= dict.fromkeys(key.removeprefix(f"{name}=") for key in keys if key.startswith(f"{name}="))
+    return list(known)
+
+
+def offline(log: Log, settings: Settings, topics: dict[str, Topic], request: Request) -> tuple[Ranking, int]:
+    """Answer a request from what stands in the log, and say at which model version. Nothing is written."""
+    partition = partition_of(request.user.encode(), topics["interactions"].partitions)
     model = new_model(settings)
     versions = Versions(log, {name: topic.name for name, topic in topics.items()}, settings.digest(), model)
     tables = ProfileTables(log, topics, model, settings.event_limits(), settings.group_id)
     tables.assign([partition])
     tables.advance()
-    support = support_of(log, topics["support"].name, partition, user)
-    support_items, ratings = latest(support)
-    rated = set(support_items)
-    candidates = items if items is not None else [item for item in catalogue(model) if item not in rated]
-    scores: list[ItemScore] = []
-    for start in range(0, len(candidates), AT_ONCE):
-        query = candidates[start : start + AT_ONCE]
-        result = predict(model, [Task(user, support_items, ratings, query, [0.0] * len(query))])
-        sds = [None] * len(query) if result.sd is None else result.sd[0].tolist()
-        scores += map(ItemScore, result.score[0].tolist(), sds, query)
-        if items is None:
-            scores = heapq.nlargest(best, scores, key=lambda each: each.score)
-    scores.sort(key=lambda each: -each.score)
+    (ranking,) = rank(model, [(request, support_of(log, topics["support"].name, partition, request.user))])
     tables.close()
     versions.close()
-    return Answer(scores, versions.version, len(support_items), support.earlier if support else 0)
-
-
-def catalogue(model: Mamo) -> list[str]:
-    """Every item with a profile, and every item that the model has learned an id row for."""
-    known = dict.fromkeys(model.items.features)
-    names = [name for name, feature in model.items.schema.items() if feature.kind == "id"]
-    for name in names:
-        known |= dict.fromkeys(key.removeprefix(f"{name}=") for key in model.item_table.keys if key.startswith(f"{name}="))
-    return list(known)
+    return ranking, versions.version
 
 
 def support_of(log: Log, topic: str, partition: int, user: str) -> Support | None:
     """The user's support set as the changelog has it, None for a user without one."""
-    found = None
+    sets = SupportSets(size=1)
     for record in present(log, [TopicPartition(topic, partition)]):
         if record.key == user.encode():
-            found = record.value
-    return None if found is None else decode(found, Support, what=f"support set of {user!r}")
+            sets.restore(record)
+    return sets.get(user)

@@ -65,6 +65,9 @@ class LimitSettings(Section):
         le=253_402_300_799_999,
     )
 
+    max_candidates: int = setting(1000, "Items that one request names.", "items", ge=1, le=65_536)
+    max_n: int = setting(100, "How many of the best one request asks for.", "items", ge=1, le=65_536)
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.latest_ms <= self.earliest_ms:
@@ -112,6 +115,13 @@ class WorkerSettings(Section):
     poll_timeout_ms: int = setting(500, "Longest wait for an event before the worker looks at its other duties.", "ms", ge=1, le=5000)
     linger_ms: int = setting(
         20, "How long a live worker waits for a micro-batch to fill; lockstep never cuts by time.", "ms", ge=0, le=60_000
+    )
+    request_deadline_ms: int = setting(
+        2000,
+        "How long a request waits for interactions that stood in the log before it; then it is answered without them and marked stale.",
+        "ms",
+        ge=0,
+        le=600_000,
     )
     frozen: bool = setting(False, "Score and keep support sets, but learn nothing: no update is written.")
 
@@ -264,3 +274,5 @@ class Settings(Section):
     def decisive(self) -> dict[str, Any]:
         """The settings that `digest` is of, nested, as JSON has them."""
         return self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
+            max_candidates=limits.max_candidates,
+            max_n=limits.max_n,

@@ -1,7 +1,7 @@
 """What is in the topics: one struct for each kind of record, with the field names of the contract (docs/contract.md).
 
-Records that people write (`Interaction`, `Profile`) are checked field by field and refused with a reason (see `streaming.codec`); records
-that the system writes carry ``format``, the version of their layout.
+Records that people write (`Interaction`, `Profile`, `Request`) are checked field by field and refused with a reason (see
+`streaming.validation`); records that the system writes carry ``format``, the version of their layout.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ REASONS = frozenset(
         "bad-id",
         "rating-off-scale",
         "timestamp-out-of-range",
+        "too-many-items",
         "bad-feature",
         "too-many-features",
         "wrong-key",
@@ -58,6 +59,25 @@ class Profile(msgspec.Struct, frozen=True):
     """What is known of a user or an item beside its id."""
 
     features: dict[str, Feature]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A question: which of ``items``, or without them which of the whole catalogue, will the user rate highest?
+
+    ``n`` is how many of the best are wanted; without it all of ``items``, or `BEST` of the catalogue. ``exclude_rated`` leaves out what
+    stands in the user's support set. ``request`` is the asker's own name for it, which the answer repeats.
+    """
+
+    request: str
+    user: str
+    timestamp: int
+    items: list[str] | None = None
+    n: int | None = None
+    exclude_rated: bool = False
+
+
+BEST = 10
+"""How many of the catalogue a request without ``n`` is answered with."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -92,6 +112,30 @@ class Score(msgspec.Struct, frozen=True):
     support_size: int
     earlier: int
     step: int
+    timestamp: int
+    format: int = FORMAT
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to a request, in ``scores``: items with scores and standard deviations, best first, equal scores by id.
+
+    ``sds`` is None where the model has none. ``as_of`` is the position in interactions (topic, partition, offset) before which all of the
+    user's interactions count; ``stale`` says that more of them stood in the log when the request was read. ``asked`` is the place of the
+    request, ``tables`` how far users and items had been read. ``support_size`` and ``earlier`` are as in `Score`.
+    """
+
+    request: str
+    user: str
+    items: list[str]
+    scores: list[float]
+    sds: list[float] | None
+    model_version: int
+    support_size: int
+    earlier: int
+    as_of: Source
+    stale: bool
+    asked: Source
+    tables: dict[str, int]
     timestamp: int
     format: int = FORMAT
 

@@ -166,6 +166,8 @@ class Metrics:
             "updates_dropped_total", "Updates not folded: older than trainer.max_staleness, or with a value that is not finite."
         )
         self.weighted = self._counter("updates_weighted_total", "Updates folded at less than full weight, by trainer.staleness_half_life.")
+        self._requests = self._counter("requests_total", "Requests answered.")
+        self._stale = self._counter("requests_stale_total", "Requests answered without all interactions before them: the deadline passed.")
         self.forgotten = self._counter("forgotten_total", "Users forgotten because their profile became null.")
         self._micro_batch = self._histogram("micro_batch_events", "Events scored in one step.", _SIZES)
         self._stages = self._histogram("step_stage_seconds", "Time of one step's stage.", _SECONDS, "stage")
@@ -176,6 +178,13 @@ class Metrics:
         )
         self._waits = _Durations(waits, _WAITS)
         self.registry.register(self._waits)
+        answers = self._describe(
+            "request_to_answer_seconds",
+            "histogram",
+            "From a request's append to the log to the commit of its answer, all waiting included.",
+        )
+        self._answers = _Durations(answers, _WAITS)
+        self.registry.register(self._answers)
         self._lag = self._gauge("lag_events", "Records of a partition not consumed yet.", "partition")
         self._error = self._gauge(
             "running_error",
@@ -237,6 +246,15 @@ class Metrics:
             self._unknown_fields.inc(step.unknown_fields)
         for reason, count in step.dead_letters.items():
             self._dead_letters.labels(reason).inc(count)
+
+    def observe_answers(self, waits: Sequence[float], *, stale: int, dead_letters: Sequence[str] = ()) -> None:
+        """Take in committed answers: the seconds from each request to its answer, how many are stale, and why others were refused."""
+        self.commits.inc()
+        self._requests.inc(len(waits))
+        self._stale.inc(stale)
+        self._answers.observe_all(waits)
+        for reason in dead_letters:
+            self._dead_letters.labels(reason).inc()
 
     def _observe_errors(self, errors: Sequence[float], earlier: Sequence[int]) -> None:
         running = self.running

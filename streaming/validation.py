@@ -1,4 +1,4 @@
-"""What people write, checked before it is believed: interactions and profiles, as MessagePack or JSON.
+"""What people write, checked before it is believed: interactions, profiles and requests, as MessagePack or JSON.
 
 Every path ends in a valid event or in `Malformed` with one of `streaming.events.REASONS`; nothing else is raised, whatever the bytes.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streaming.errors import Malformed
-from streaming.events import Feature, Interaction, Profile
+from streaming.events import Feature, Interaction, Profile, Request
 from streaming.partitioner import partition_of
 from streaming.untrusted import read_map, shown
 
@@ -31,7 +31,8 @@ class Limits:
     max_event_bytes: the whole value. max_depth: maps and lists within one another, the event itself being the first.
     max_id_bytes: a user's or item's id. max_features: features of a profile, and fields of any event. max_values: values of a
     multi-valued feature. max_text_bytes: one text value, and the name of a feature. earliest, latest: an event's timestamp (default
-    1970-01-02 to 2200-01-01). rating_min, rating_max: the rating scale.
+    1970-01-02 to 2200-01-01). rating_min, rating_max: the rating scale. max_candidates: items that one request names. max_n: how many of
+    the best it asks for.
     """
 
     max_event_bytes: int = 65_536
@@ -44,11 +45,14 @@ class Limits:
     latest: int = 7_258_118_400_000
     rating_min: float = 1.0
     rating_max: float = 5.0
+    max_candidates: int = 1_000
+    max_n: int = 100
 
 
 _exact = msgspec.msgpack.Decoder(Interaction)
 _MAP_OF_FOUR = 0x84
 _INTERACTION_FIELDS = ("user", "item", "rating", "timestamp")
+_REQUEST_FIELDS = ("request", "user", "timestamp", "items", "n", "exclude_rated")
 
 
 def decode_interaction(record: Record, limits: Limits, unknown: Count | None = None, *, partitions: int) -> Interaction:
@@ -86,6 +90,41 @@ def decode_profile(record: Record, limits: Limits, unknown: Count | None = None,
             unknown(len(fields) - 1)
     _check_place(record, record.key, "id", partitions)
     return profile
+
+
+def decode_request(record: Record, limits: Limits, unknown: Count | None = None, *, partitions: int) -> Request:
+    """Return the request in ``record``, read from a topic of ``partitions`` partitions. Raises `Malformed`."""
+    fields = read_map(_sized(record, limits), limits.max_depth)
+    request = request_of(fields, limits)
+    extra = len(fields.keys() - set(_REQUEST_FIELDS))
+    if extra and unknown is not None:
+        unknown(extra)
+    _check_place(record, request.user.encode(), "user", partitions)
+    return request
+
+
+def request_of(fields: Mapping[str, object], limits: Limits) -> Request:
+    """Return the request that ``fields`` describe; ``items``, ``n`` and ``exclude_rated`` may be missing or null. Raises `Malformed`."""
+    _check_fields(fields, _REQUEST_FIELDS[:3], limits)
+    items, n, exclude = (fields.get(name) for name in _REQUEST_FIELDS[3:])
+    if items is not None and (not isinstance(items, list) or not items):
+        raise Malformed("wrong-type", f"items: a list of ids, or no such field for the whole catalogue; found {shown(items)}")
+    if items is not None and len(items) > limits.max_candidates:
+        raise Malformed("too-many-items", f"items: {len(items)} of them, at most {limits.max_candidates}")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise Malformed("wrong-type", f"n: a whole number from 1 on is needed, found {shown(n)}")
+    if n is not None and n > limits.max_n:
+        raise Malformed("too-many-items", f"n: {shown(n)}, at most {limits.max_n}")
+    if exclude is not None and not isinstance(exclude, bool):
+        raise Malformed("wrong-type", f"exclude_rated: true or false is needed, found {shown(exclude)}")
+    return Request(
+        request=checked_id(fields["request"], "request", limits),
+        user=checked_id(fields["user"], "user", limits),
+        timestamp=_timestamp(fields["timestamp"], limits),
+        items=None if items is None else list(dict.fromkeys(checked_id(item, "items", limits) for item in items)),
+        n=n,
+        exclude_rated=bool(exclude),
+    )
 
 
 def interaction_of(fields: Mapping[str, object], limits: Limits) -> Interaction:

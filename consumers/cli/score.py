@@ -1,4 +1,4 @@
-"""`coldstream score`: scores for one user, now."""
+"""`coldstream score`: what a user will rate highest, now."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import typer
 
 from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
-EXAMPLES = "[bold]coldstream score 42 --item 50 --item 181[/bold]\n\n[bold]coldstream score 42 --best 10[/bold]"
+EXAMPLES = (
+    "[bold]coldstream score 42 --item 50 --item 181[/bold]\n\n[bold]coldstream score 42 --best 10[/bold]"
+    "\n\n[bold]coldstream score 42 --offline[/bold]"
+)
 
 
 def command(
@@ -16,29 +19,54 @@ def command(
     user: Annotated[str, typer.Argument(help="The user's id; one that nobody has seen is scored too.")],
     broker: Annotated[str | None, typer.Option(metavar="BROKER", help="broker: embedded:PATH or kafka:HOST:PORT,...")] = None,
     item: Annotated[list[str] | None, typer.Option("--item", metavar="ID", help="An item to score; may be repeated.")] = None,
-    best: Annotated[int, typer.Option(min=1, help="Without --item: this many of the catalogue.")] = 10,
+    best: Annotated[
+        int | None, typer.Option(min=1, help="This many of the best; by default all that are named, or 10 of the catalogue.")
+    ] = None,
+    exclude_rated: Annotated[bool, typer.Option("--exclude-rated", help="Leave out what the user has rated lately.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Longest wait for the answer, in seconds.")] = 10.0,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no worker: read the log and the last snapshot, beside a stopped system.")
+    ] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     verbose: Verbose = False,
 ) -> None:
     """Score items for one user, or find the best of the catalogue.
 
-    Reads the log and the last snapshot, beside a running or a stopped system; nothing is written and nothing is learned.
+    Sends a request and waits for the worker's answer, in which all interactions that were in the log before it count. Nothing is learned.
     """
     settings = configured(ctx, config, sets, verbose, {"broker": broker}).settings
+    import time
+    import uuid
+
     from rich.table import Table
     from rich.text import Text
 
+    from consumers.asking import ask
     from consumers.opening import connect, topics_of
-    from consumers.scoring import answer
+    from streaming.validation import request_of
 
+    fields = {"request": uuid.uuid4().hex, "user": user, "timestamp": time.time_ns() // 1_000_000}
+    request = request_of(fields | {"items": item or None, "n": best, "exclude_rated": exclude_rated}, settings.event_limits())
+    topics = topics_of(settings)
     with connect(settings) as log:
-        found = answer(log, settings, topics_of(settings), user, item, best)
+        if offline:
+            from consumers.scoring import offline as answer
+
+            ranking, version = answer(log, settings, topics, request)
+            rows = [(each.item, each.score, each.sd) for each in ranking.scores]
+            earlier, size, as_of = ranking.earlier, ranking.support_size, "from the log"
+        else:
+            found = ask(log, topics, request, timeout)
+            sds: list[float | None] = [None] * len(found.items) if found.sds is None else [*found.sds]
+            rows = list(zip(found.items, found.scores, sds, strict=True))
+            version, earlier, size = found.model_version, found.earlier, found.support_size
+            topic, partition, offset = found.as_of
+            as_of = f"as of {topic}[{partition}] before {offset}{', stale: more had come' if found.stale else ''}"
     # Text, not markup: ids are whatever people send.
-    title = Text(f"user {user}: {found.earlier} interactions, {found.support_size} of them used; model version {found.version}")
-    table = Table(title=title)
+    table = Table(title=Text(f"user {user}: {earlier} interactions, {size} of them used; model version {version}, {as_of}"))
     for heading in ("item", "score", "sd"):
         table.add_column(heading, justify="left" if heading == "item" else "right")
-    for each in found.scores:
-        table.add_row(Text(each.item), f"{each.score:.3f}", "-" if each.sd is None else f"{each.sd:.3f}")
+    for name, score, sd in rows:
+        table.add_row(Text(name), f"{score:.3f}", "-" if sd is None else f"{sd:.3f}")
     console().print(table)

@@ -11,8 +11,9 @@ import msgpack
 import numpy as np
 
 from streaming.codec import decode
-from streaming.events import REASONS, DeadLetter, Forgotten, Position, Score, Source, Support, Update, Version
+from streaming.events import REASONS, Answer, DeadLetter, Forgotten, Position, Score, Source, Support, Update, Version
 from streaming.log import Log, Record, TopicPartition
+from tests.verify.answers import each_answered_once, is_answer
 from tests.verify.finding import Finding
 from tests.verify.fold import Fold
 from tests.verify.reading import Event, event_of, joined, read
@@ -53,11 +54,16 @@ class Seen:
     scores: list[Score]
     updates: list[tuple[int, Update]]
     """With the offset after each."""
+    answers: list[Answer]
+    had: dict[Source, set[int]]
+    """How many interactions its user had, of each answer by the place of its request; two numbers where the user was being forgotten."""
 
 
 def verify(log: Log, rules: Rules) -> list[Finding]:
     """Check every promise; what is wrong, in the order of promises."""
-    names = {name: rules.prefix + name for name in ("interactions", "scores", "support", "updates", "model", "dead-letters", "users")}
+    names = {
+        name: rules.prefix + name for name in ("interactions", "scores", "support", "updates", "model", "dead-letters", "users", "requests")
+    }
     topics = log.topics()
     for plain in ("interactions", "scores", "updates", "model", "dead-letters"):
         tps = [TopicPartition(names[plain], number) for number in range(topics[names[plain]].partitions)]
@@ -69,6 +75,7 @@ def verify(log: Log, rules: Rules) -> list[Finding]:
         found += _support_is_the_fold(log, names, seen)
         found += _one_score_for_each_event(names, seen)
         found += _updates_cover_the_events(seen)
+        found += each_answered_once(log, rules.group, names, seen.number, seen.had, seen.answers, rules.scale)
     found += _updates_are_folded_once(log, rules, names, partitions)
     found += _dead_letters_once(log, rules, names, partitions)
     return sorted(found)
@@ -86,18 +93,27 @@ def _look(log: Log, rules: Rules, names: dict[str, str], number: int) -> Seen:
                 garbage.append(record)
             else:
                 events.append(event)
-    scores = [decode(record.value, Score, what="score") for record in read(log, names["scores"], number)]
+    written = read(log, names["scores"], number)
+    scores = [decode(record.value, Score, what="score") for record in written if not is_answer(record)]
+    answers = [decode(record.value, Answer, what="answer") for record in written if is_answer(record)]
     updates = [(whole.end, decode(whole.value, Update, what="update")) for whole in joined(read(log, names["updates"], number))]
     forgets = _forgets(log, rules, TopicPartition(names["users"], number), [update for _, update in updates], committed)
     fold, before = Fold(rules.support_size, rules.max_users), dict[int, list[Event]]()
-    for event in events:
-        while forgets and forgets[0][0][1] <= event.offset:
-            since, user = forgets.pop(0)
-            fold.forget(user, since)
-        before[event.offset] = fold.take(event)
-    for since, user in forgets:
-        fold.forget(user, since)
-    return Seen(number, committed, events, garbage, before, fold, scores, updates)
+    had: dict[Source, set[int]] = {answer.asked: set() for answer in answers}
+    later = sorted(answers, key=lambda answer: answer.as_of)
+    for event in [*events, None]:
+        end = committed if event is None else event.offset
+        here = [answer for answer in later if answer.as_of[2] <= end]
+        later = later[len(here) :]
+        for again in (False, True):
+            for answer in here:
+                had[answer.asked].add(fold.count(answer.user))
+            while forgets and forgets[0][0][1] <= end and not again:
+                since, user = forgets.pop(0)
+                fold.forget(user, since)
+        if event is not None:
+            before[event.offset] = fold.take(event)
+    return Seen(number, committed, events, garbage, before, fold, scores, updates, answers, had)
 
 
 def _forgets(log: Log, rules: Rules, tp: TopicPartition, updates: Iterable[Update], end: int) -> list[tuple[tuple[int, int], str]]:

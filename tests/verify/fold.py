@@ -48,6 +48,10 @@ class Fold:
         self.users[event.user] = held
         return before
 
+    def count(self, user: str) -> int:
+        """How many interactions the user has."""
+        return len(self.users[user].events) if user in self.users else 0
+
     def all(self, events: Iterable[Event]) -> list[list[Event]]:
         """`take` of each."""
         return [self.take(event) for event in events]

@@ -79,10 +79,14 @@ def event_of(record: Record, scale: tuple[float, float], partitions: int) -> Eve
         and scale[0] <= rating <= scale[1]
         and type(timestamp) is int
         and 86_400_000 <= timestamp <= 7_258_118_400_000
-        and record.key == user.encode()
-        and (murmur2(record.key) & 0x7FFFFFFF) % partitions == record.partition
+        and in_place(record, user, partitions)
     )
     return Event(record.offset, user, item, float(rating), timestamp) if right else None
+
+
+def in_place(record: Record, user: str, partitions: int) -> bool:
+    """Whether a record's key is its user, and its partition that of the key."""
+    return record.key == user.encode() and (murmur2(record.key) & 0x7FFFFFFF) % partitions == record.partition
 
 
 def is_id(name: object) -> bool:
