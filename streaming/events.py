@@ -241,6 +241,22 @@ class DeadLetter(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+class SentBack(msgspec.Struct, frozen=True):
+    """That the record of a dead letter was sent back, written in one transaction with it. The key is ``letter``, the letter's position.
+
+    ``source`` and ``digest`` are those of the letter, ``topic`` and ``partition`` are where the record went, ``sent_at`` when, in
+    milliseconds since the epoch.
+    """
+
+    letter: int
+    source: Source
+    topic: str
+    partition: int
+    digest: str
+    sent_at: int
+    format: int = FORMAT
+
+
 class ReplayPosition(msgspec.Struct, frozen=True):
     """How far a file or a topic has been replayed into a topic: the value of ``replays``, keyed by the digest of both names and the range.
 

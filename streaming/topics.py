@@ -57,6 +57,7 @@ def topics(
         "model": by_size("model", 1),
         "snapshots": compacted("snapshots", 1),
         "dead-letters": by_time("dead-letters", 1),
+        "sent-back": compacted("sent-back", 1),
         "replays": compacted("replays", 1),
         "trainer-lock": by_time("trainer-lock", 1),
     }

@@ -59,12 +59,43 @@ print(code, sorted(sys.modules.keys() & heavy))
     process = start(program)
     out, err = process.communicate(timeout=30)
     assert out.splitlines()[-1] == "0 []", err
-    for command in ("audit", "run", "worker", "trainer", "replay", "report", "evaluate", "topics", "status", "score", "config", "demo"):
+    for command in (
+        "audit",
+        "dead-letters",
+        "run",
+        "worker",
+        "trainer",
+        "replay",
+        "report",
+        "evaluate",
+        "topics",
+        "status",
+        "score",
+        "config",
+        "demo",
+    ):
         assert re.search(rf"\b{command}\b", out)
 
 
 @pytest.mark.parametrize(
-    "command", ["audit", "run", "worker", "trainer", "replay", "report", "evaluate", "status", "score", "config", "demo", "topics list"]
+    "command",
+    [
+        "audit",
+        "run",
+        "worker",
+        "trainer",
+        "replay",
+        "report",
+        "evaluate",
+        "status",
+        "score",
+        "config",
+        "demo",
+        "topics list",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters send-back",
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.execute([*command.split(), "--help"]) == 0

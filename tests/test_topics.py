@@ -17,6 +17,7 @@ CLEANUP = {
     "model": "delete",
     "snapshots": "compact",
     "dead-letters": "delete",
+    "sent-back": "compact",
     "replays": "compact",
     "trainer-lock": "delete",
 }

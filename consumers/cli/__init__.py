@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from consumers.cli import audit, config, demo, evaluate, model, replay, report, run, score, status, topics, trainer, worker
+from consumers.cli import audit, config, deadletters, demo, evaluate, model, replay, report, run, score, status, topics, trainer, worker
 from consumers.cli.options import ConfigFile, Given, Sets, Verbose
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ def _coldstream(
 for module in (audit, run, worker, trainer, replay, report, evaluate, status, score, config, demo):
     app.command(module.__name__.rpartition(".")[2], epilog=f"Examples:\n\n{module.EXAMPLES}")(module.command)
 app.add_typer(topics.app)
+app.add_typer(deadletters.app)
 app.add_typer(model.app)
 
 
