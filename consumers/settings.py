@@ -262,6 +262,8 @@ class Settings(Section):
             latest=limits.latest_ms,
             rating_min=self.rating.minimum,
             rating_max=self.rating.maximum,
+            max_candidates=limits.max_candidates,
+            max_n=limits.max_n,
         )
 
     def digest(self) -> str:
@@ -274,5 +276,3 @@ class Settings(Section):
     def decisive(self) -> dict[str, Any]:
         """The settings that `digest` is of, nested, as JSON has them."""
         return self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
-            max_candidates=limits.max_candidates,
-            max_n=limits.max_n,
