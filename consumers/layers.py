@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "coldstream.toml"
 PREFIX = "COLDSTREAM_"
 CONFIG_VARIABLE = "COLDSTREAM_CONFIG"
+PASSWORD_VARIABLE = "COLDSTREAM_KAFKA_PASSWORD"  # noqa: S105 - a name, no password
+"""No setting, so that `coldstream config` and an error have nothing to hide."""
 """The environment's form of --config; it names the file and is no setting."""
 MAX_FILE_BYTES = 1_048_576
 
@@ -205,7 +207,7 @@ def _from_file(config: Path | None, directory: Path, known: Mapping[str, Entry],
 
 def _from_environment(environ: Mapping[str, str], known: Mapping[str, Entry], problems: _Problems) -> Iterator[_Given]:
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, PASSWORD_VARIABLE):
             continue
         name = variable.removeprefix(PREFIX).lower().replace("__", ".")
         origin = Origin("environment", variable)

@@ -22,8 +22,8 @@ _DEEPEST = 8
 
 
 def is_secret(name: str) -> bool:
-    """Whether a value of this name must not be shown."""
-    return _SECRET_NAME.search(name) is not None
+    """Whether a value of this name must not be shown. The name of the file that holds a secret may be."""
+    return _SECRET_NAME.search(name) is not None and not name.endswith("_file")
 
 
 def masked_text(text: str) -> str:

@@ -34,8 +34,11 @@ def connect(settings: Settings, *, create: bool = False, read_only: bool = False
 
 def _open(settings: Settings, *, create: bool, read_only: bool) -> Log:
     kind, _, place = settings.broker.partition(":")
-    if kind != "embedded":
-        return open_log(settings.broker)
+    if kind == "kafka":
+        # Only who uses Kafka loads its client.
+        from consumers import kafka
+
+        return kafka.connect(settings)
     path = Path(place)
     if not create and not path.exists():
         raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")

@@ -172,6 +172,41 @@ class LogSettings(Section):
     session_timeout_ms: int = setting(6000, "A group member that is silent for longer loses its partitions.", "ms", ge=1000, le=600_000)
 
 
+class KafkaSettings(Section):
+    """How Apache Kafka is reached and used. Without effect on the embedded log."""
+
+    replication: int = setting(0, "Copies of every topic that is made; 0 takes the brokers' own default.", "copies", ge=0, le=32)
+    min_insync: int = setting(
+        0, "Copies that must have a record before it counts, for topics that are made; 0 takes the brokers' own.", "copies", ge=0, le=32
+    )
+    transaction_timeout_ms: int = setting(
+        15_000, "Longest wait for a step's transaction; one whose process is gone is aborted after it.", "ms", ge=1000, le=900_000
+    )
+    request_timeout_ms: int = setting(10_000, "Longest wait for any other answer of a broker.", "ms", ge=500, le=300_000)
+    max_poll_interval_ms: int = setting(
+        60_000, "A worker that does not come round for longer loses its partitions, though its process lives.", "ms", ge=1000, le=3_600_000
+    )
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = setting("PLAINTEXT", "How the connection is protected.")
+    ca_file: str = setting("", "Certificates of the authorities to trust, PEM; empty takes the system's.")
+    cert_file: str = setting("", "Our own certificate, PEM, where brokers ask for one.")
+    key_file: str = setting("", "Its private key, PEM.")
+    key_password_file: str = setting("", "File with the key's password.")
+    check_hostname: bool = setting(True, "Whether a broker's certificate must name its host.")
+    mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = setting("", "How we say who we are, under SASL.")
+    username: str = setting("", "Who we are, under SASL.")
+    password_file: str = setting("", "File with the password; without it, the environment's COLDSTREAM_KAFKA_PASSWORD is taken.")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.protocol.startswith("SASL") and not (self.mechanism and self.username):
+            msg = f"kafka.mechanism and kafka.username must be set for kafka.protocol = {self.protocol}"
+            raise ValueError(msg)
+        if self.min_insync > self.replication > 0:
+            msg = f"kafka.min_insync ({self.min_insync}) must not be above kafka.replication ({self.replication})"
+            raise ValueError(msg)
+        return self
+
+
 class ReplaySettings(Section):
     """How a historical log is read. Columns are named by its header, or numbered from 0 where it has none."""
 
@@ -208,6 +243,7 @@ class Settings(Section):
     model: ModelSettings = Field(default_factory=ModelSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
 
     @field_validator("broker")

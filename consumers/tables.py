@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streaming.deadletters import dead_letter_message
 from streaming.errors import Malformed
-from streaming.log import Message, TopicPartition
+from streaming.log import Message, TopicPartition, catch_up
 from streaming.validation import decode_profile
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class ProfileTables:
         self._limits = limits
         self._group = group
         self._reader = log.reader()
+        self._behind = False
         self._done: dict[TopicPartition, int] = {}
         """How far each table is committed: what stands before has been reported and forgotten."""
         self._waiting: dict[TopicPartition, list[tuple[int, Message | str]]] = {}
@@ -68,9 +69,19 @@ class ProfileTables:
             for user in self._known.pop(partition):
                 self._model.users.set(user, None)
         self._reader.assign({tp: self._reader.position(tp) if tp in held else bounds[tp].start for tp in wanted})
+        self._behind = True
 
     def advance(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Take in every profile that has come; ``beat`` is called as often as a long read goes on."""
+        """Take in every profile that has come; ``beat`` is called as often as a long read goes on.
+
+        After `assign` that is all that is there; else what is at hand, so that no step waits for a profile.
+        """
+        if self._behind:
+            for records in catch_up(self._log, self._reader, self._done, at_once=READ_AT_ONCE):
+                for record in records:
+                    self._take(record)
+                beat()
+            self._behind = False
         while records := self._reader.poll(READ_AT_ONCE):
             for record in records:
                 self._take(record)

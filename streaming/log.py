@@ -241,21 +241,32 @@ def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, sin
     Raises `UnknownTopic`, and `LogUnavailable` where nothing comes for 30 s although an end has not been reached.
     """
     bounds = log.bounds(tps)
-    unread = {tp for tp, (start, end) in bounds.items() if max(start, since) < end}
+    unread = {tp: max(start, since) for tp, (start, end) in bounds.items() if max(start, since) < end}
     if not unread:
         return
     with log.reader() as reader:
-        reader.assign({tp: max(bounds[tp].start, since) for tp in unread})
-        silent_since = time.monotonic()
-        while unread:
-            batch = reader.poll(at_once, timeout=0.5, only=unread)
+        reader.assign(unread)
+        for batch in catch_up(log, reader, unread, at_once=at_once):
             for record in batch:
                 if record.offset < bounds[TopicPartition(record.topic, record.partition)].end:
                     yield record
-            done = {tp for tp in unread if reader.position(tp) >= bounds[tp].end}
-            unread -= done
-            if batch or done:
-                silent_since = time.monotonic()
-            elif time.monotonic() - silent_since > _PATIENCE_SECONDS:
-                names = ", ".join(f"{tp.topic}[{tp.partition}]" for tp in sorted(unread))
-                raise LogUnavailable(f"{names}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")
+
+
+def catch_up(log: Log, reader: Reader, tps: Iterable[TopicPartition], *, at_once: int = 1000) -> Iterator[list[Record]]:
+    """Yield what the reader finds in these of its partitions until it has come to where they end now, ``at_once`` records at a time.
+
+    A poll that finds nothing does not say that there is nothing: a broker may not have answered yet. Raises as `present` does.
+    """
+    bounds = log.bounds(tps)
+    unread = {tp for tp in bounds if reader.position(tp) < bounds[tp].end}
+    silent_since = time.monotonic()
+    while unread:
+        if batch := reader.poll(at_once, timeout=0.5, only=unread):
+            yield batch
+        done = {tp for tp in unread if reader.position(tp) >= bounds[tp].end}
+        unread -= done
+        if batch or done:
+            silent_since = time.monotonic()
+        elif time.monotonic() - silent_since > _PATIENCE_SECONDS:
+            names = ", ".join(f"{tp.topic}[{tp.partition}]" for tp in sorted(unread))
+            raise LogUnavailable(f"{names}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")

@@ -59,9 +59,7 @@ def test_the_folder_is_made_and_the_log_is_still_there_when_opened_again(tmp_pat
         assert log.bounds([TopicPartition("t", 0)]) == {TopicPartition("t", 0): Bounds(0, 1)}
 
 
-@pytest.mark.parametrize(
-    ("url", "words"), [("kafka:localhost:9092", "Kafka release"), ("redis:x", "broker"), ("embedded:", "broker"), ("x", "broker")]
-)
+@pytest.mark.parametrize(("url", "words"), [("kafka:", "broker"), ("redis:x", "broker"), ("embedded:", "broker"), ("x", "broker")])
 def test_a_broker_that_is_not_there_is_named(url: str, words: str) -> None:
     with pytest.raises(LogUnavailable, match=words):
         open_log(url)

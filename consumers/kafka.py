@@ -1,0 +1,78 @@
+"""From settings to a connection with Apache Kafka, secrets included."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from consumers.layers import PASSWORD_VARIABLE
+from streaming.brokers import open_log
+from streaming.errors import LogUnavailable
+from streaming.kafka.client import Security
+
+if TYPE_CHECKING:
+    from consumers.settings import KafkaSettings, Settings
+    from streaming.log import Log
+
+SECRET_BYTES = 4096
+FIRST_ANSWER_SECONDS = 60.0
+
+logger = structlog.get_logger()
+
+
+def connect(settings: Settings, *, wait_seconds: float = FIRST_ANSWER_SECONDS) -> Log:
+    """Connect to the brokers that ``broker`` names, waiting for them to come up for ``wait_seconds``. Raises `LogUnavailable`."""
+    kafka = settings.kafka
+    patience = {
+        "session_timeout_ms": settings.log.session_timeout_ms,
+        "max_poll_interval_ms": kafka.max_poll_interval_ms,
+        "transaction_timeout_ms": kafka.transaction_timeout_ms,
+        "request_timeout_ms": kafka.request_timeout_ms,
+        "connect_timeout_ms": kafka.request_timeout_ms,
+        "replication": kafka.replication,
+        "min_insync": kafka.min_insync,
+        "security": security(kafka),
+    }
+    deadline, pause = time.monotonic() + wait_seconds, 0.5
+    while True:
+        try:
+            return open_log(settings.broker, **patience)
+        except LogUnavailable as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            logger.warning("no broker answers, waiting", broker=settings.broker, error=str(error), retry_in_seconds=pause)
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def security(kafka: KafkaSettings) -> Security:
+    """What the settings say of protection, with the secrets that they name. Raises `LogUnavailable` where one cannot be read."""
+    password = os.environ.get(PASSWORD_VARIABLE, "")
+    if kafka.password_file:
+        password = _secret(kafka.password_file, "kafka.password_file")
+    if kafka.protocol.startswith("SASL") and not password:
+        raise LogUnavailable(f"kafka.protocol = {kafka.protocol} needs a password: name kafka.password_file, or set {PASSWORD_VARIABLE}")
+    return Security(
+        protocol=kafka.protocol,
+        ca_file=kafka.ca_file,
+        cert_file=kafka.cert_file,
+        key_file=kafka.key_file,
+        key_password=_secret(kafka.key_password_file, "kafka.key_password_file") if kafka.key_password_file else "",
+        check_hostname=kafka.check_hostname,
+        mechanism=kafka.mechanism,
+        username=kafka.username,
+        password=password,
+    )
+
+
+def _secret(path: str, setting: str) -> str:
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(SECRET_BYTES).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise LogUnavailable(f"{setting} = {path} cannot be read ({reason})") from error
