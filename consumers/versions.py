@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,9 @@ from consumers.wire import state_from_wire
 from model import checkpoint
 from streaming.chunks import Joiner, last_value, split
 from streaming.codec import decode, encode
-from streaming.errors import ChunkError, LogUnavailable, OtherSettings, VersionLost
+from streaming.errors import ChunkError, OtherSettings, VersionLost
 from streaming.events import Version
-from streaming.log import Message, TopicPartition
+from streaming.log import Message, TopicPartition, catch_up
 
 if TYPE_CHECKING:
     from model.mamo import Mamo
@@ -24,8 +23,6 @@ READ_AT_ONCE = 16
 
 SLOTS = 2
 """Snapshots kept: one is written over only once the other slot holds a complete, newer one."""
-
-PATIENCE_SECONDS = 30.0
 
 
 class Versions:
@@ -75,17 +72,10 @@ class Versions:
 
     def catch_up(self) -> None:
         """Take on every version that is in the log now. Raises `LogUnavailable` where nothing comes for 30 s although there is more."""
-        end = self.log.bounds([self._model])[self._model].end
-        heard = time.monotonic()
-        while self._reader.position(self._model) < end:
+        for records in catch_up(self.log, self._reader, [self._model], at_once=READ_AT_ONCE):
             self._beat()
-            records = self._reader.poll(READ_AT_ONCE, timeout=0.5)
             for record in records:
                 self._feed(record)
-            if records:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > PATIENCE_SECONDS:
-                raise LogUnavailable(f"{self._model.topic}: no record for {PATIENCE_SECONDS:.0f} s, although the end has not been reached")
 
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
