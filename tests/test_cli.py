@@ -68,6 +68,7 @@ print(code, sorted(sys.modules.keys() & heavy))
         "replay",
         "report",
         "evaluate",
+        "model",
         "topics",
         "status",
         "score",
@@ -95,6 +96,11 @@ print(code, sorted(sys.modules.keys() & heavy))
         "dead-letters list",
         "dead-letters show",
         "dead-letters send-back",
+        "model list",
+        "model show",
+        "model rollback",
+        "model export",
+        "model import",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
