@@ -80,8 +80,9 @@ data: $(ENV) ## fetch MovieLens-100K into data/
 
 prometheus: $(PROMETHEUS)/promtool ## fetch Prometheus and promtool from Debian's packages into .tools/ (no root needed)
 
-lock: $(ENV) ## renew requirements-dev.lock: the newest versions that pyproject.toml allows
+lock: $(ENV) ## renew the locks: the newest versions that pyproject.toml allows
 	$(BIN)/$(COMPILE) --group dev --universal --generate-hashes --upgrade --custom-compile-command "make lock" -o requirements-dev.lock
+	$(BIN)/$(COMPILE) -c requirements-dev.lock --universal --generate-hashes --custom-compile-command "make lock" -o deploy/requirements.lock
 
 test-lowest: $(ENV) ## run all tests with every dependency at the lower bound that pyproject.toml states
 	@mkdir -p .cache
