@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -122,3 +123,34 @@ class AuditBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+
+
+class RunBars:
+    """A progress bar for the copying and then for each of the two runs, one after the other; used with ``with``."""
+
+    def __init__(self, shown: Console) -> None:
+        self._console = shown
+        self._stack = ExitStack()
+        self._side = ""
+
+    def fill(self, progress: Share) -> None:
+        """Take in how much is copied."""
+        if not self._side:
+            self._side = "copying events"
+            self._copying = self._stack.enter_context(ShareBar(self._console, self._side))
+        self._copying.update(progress)
+
+    def step(self, side: str, progress: Step) -> None:
+        """Take in a step of ``side``."""
+        if side != self._side:
+            self._side = side
+            self._stack.close()
+            self._console.print(side)
+            self._running = self._stack.enter_context(StepBar(self._console))
+        self._running.step(progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()

@@ -11,7 +11,23 @@ from typing import Annotated
 
 import typer
 
-from consumers.cli import audit, config, deadletters, demo, evaluate, model, replay, report, run, score, status, topics, trainer, worker
+from consumers.cli import (
+    audit,
+    backtest,
+    config,
+    deadletters,
+    demo,
+    evaluate,
+    model,
+    replay,
+    report,
+    run,
+    score,
+    status,
+    topics,
+    trainer,
+    worker,
+)
 from consumers.cli.options import ConfigFile, Given, Sets, Verbose
 
 app = typer.Typer(
@@ -50,7 +66,7 @@ def _coldstream(
     ctx.find_root().obj.add(config, sets, verbose)
 
 
-for module in (audit, run, worker, trainer, replay, report, evaluate, status, score, config, demo):
+for module in (audit, run, worker, trainer, replay, backtest, report, evaluate, status, score, config, demo):
     app.command(module.__name__.rpartition(".")[2], epilog=f"Examples:\n\n{module.EXAMPLES}")(module.command)
 app.add_typer(topics.app)
 app.add_typer(deadletters.app)

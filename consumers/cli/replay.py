@@ -137,8 +137,10 @@ def command(
             stop.unfinished()
 
 
-def topic_source(stack: ExitStack, settings: Settings, log: Log, topic: str, broker: str | None, *, timed: bool = True) -> TopicSource:
-    """The topic of this name in ``log``, or read-only in the log that ``broker`` names, which ``stack`` closes.
+def topic_source(
+    stack: ExitStack, settings: Settings, log: Log | None, topic: str, broker: str | None, *, timed: bool = True
+) -> TopicSource:
+    """The topic of this name in ``log``, or in the log that ``broker`` names, which is opened for reading only and closed by ``stack``.
 
     Raises `SettingsError` for a broker that is none, `UnknownTopic`, and `LogUnavailable`.
     """
@@ -147,11 +149,12 @@ def topic_source(stack: ExitStack, settings: Settings, log: Log, topic: str, bro
     from consumers.settings import BROKER
     from streaming.topicsource import TopicSource
 
-    if broker is not None and broker != settings.broker:
-        if not BROKER.fullmatch(broker):
-            raise SettingsError([f'--from-broker {broker}: must be "embedded:PATH" or "kafka:HOST:PORT,..."'])
-        log = stack.enter_context(connect(settings.model_copy(update={"broker": broker}), read_only=True))
-    return TopicSource(log, topic, place=broker or settings.broker, timed=timed, limits=settings.event_limits())
+    place = broker or settings.broker
+    if not BROKER.fullmatch(place):
+        raise SettingsError([f'--from-broker {broker}: must be "embedded:PATH" or "kafka:HOST:PORT,..."'])
+    if log is None or place != settings.broker:
+        log = stack.enter_context(connect(settings.model_copy(update={"broker": place}), read_only=True))
+    return TopicSource(log, topic, place=place, timed=timed, limits=settings.event_limits())
 
 
 def time_range(since: str | None, until: str | None, last: str | None) -> TimeRange:
