@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumers.settings import Settings
-    from streaming.log import Log, Topic
+    from streaming.log import Log, Topic, Writer
 
 ATTEMPTS = 5
 """A trainer that is fenced keeps still for a second; only one that starts at this very moment can come in between."""
@@ -110,31 +110,32 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
 
 
 def _replace(log: Log, settings: Settings, topics: Mapping[str, Topic], origin: Origin, *, over_others: bool) -> Version:
-    model, snapshots = TopicPartition(topics["model"].name, 0), TopicPartition(topics["snapshots"].name, 0)
     for attempt in range(ATTEMPTS):
-        # The writer first: from here on no trainer can add a version to the last one read next.
-        with log.writer(trainer_id(settings)) as writer:
-            ends = {tp: found for tp in (model, snapshots) if (found := last_value(log, tp)) is not None}
-            headers = [decode(value, Header, what=tp.topic) for tp, (_, value) in ends.items()]
-            last = max(headers, key=lambda header: header.version, default=None)
-            if last is not None and not over_others:
-                raise Refused(
-                    f"{model.topic} has versions, the last is {last.version}: a model is imported into a fresh log, or with --force"
-                )
-            if last is not None and last.settings != settings.digest():
-                raise OtherSettings(f"version {last.version} in {model.topic} was made with other settings than those in force")
-            made = _version(settings, origin, last)
-            # A snapshot too, so that whoever starts needs none of the versions before it.
-            end = log.bounds([model])[model].end
-            whole = msgspec.structs.replace(made, parent=None, replaces=None, skipped=[], position=end)
-            slot = slot_of(ends[snapshots][0]) if snapshots in ends else None
-            try:
-                writer.commit(version_messages(topics["model"], made) + snapshot_messages(topics["snapshots"], whole, slot))
-            except Fenced:
-                logger.warning("a trainer came in between", attempt=attempt + 1)
-                continue
-            return made
+        try:
+            # The writer first: from here on no trainer can add a version to the last one read next.
+            with log.writer(trainer_id(settings)) as writer:
+                return _commit(log, settings, topics, origin, writer, over_others=over_others)
+        except Fenced:
+            logger.warning("a trainer came in between", attempt=attempt + 1)
     raise Fenced(f"{ATTEMPTS} times another trainer came in between; stop it, or try again")
+
+
+def _commit(log: Log, settings: Settings, topics: Mapping[str, Topic], origin: Origin, writer: Writer, *, over_others: bool) -> Version:
+    model, snapshots = TopicPartition(topics["model"].name, 0), TopicPartition(topics["snapshots"].name, 0)
+    ends = {tp: found for tp in (model, snapshots) if (found := last_value(log, tp)) is not None}
+    headers = [decode(value, Header, what=tp.topic) for tp, (_, value) in ends.items()]
+    last = max(headers, key=lambda header: header.version, default=None)
+    if last is not None and not over_others:
+        raise Refused(f"{model.topic} has versions, the last is {last.version}: a model is imported into a fresh log, or with --force")
+    if last is not None and last.settings != settings.digest():
+        raise OtherSettings(f"version {last.version} in {model.topic} was made with other settings than those in force")
+    made = _version(settings, origin, last)
+    # A snapshot too, so that whoever starts needs none of the versions before it.
+    end = log.bounds([model])[model].end
+    whole = msgspec.structs.replace(made, parent=None, replaces=None, skipped=[], position=end)
+    slot = slot_of(ends[snapshots][0]) if snapshots in ends else None
+    writer.commit(version_messages(topics["model"], made) + snapshot_messages(topics["snapshots"], whole, slot))
+    return made
 
 
 def _version(settings: Settings, origin: Origin, last: Header | None) -> Version:

@@ -302,3 +302,26 @@ def test_a_version_survives_the_codec(settings: Settings) -> None:
     learn(settings, 0, 40)
     made = back(settings, 0)
     assert decode(encode(made), Version, what="it") == made
+
+
+def test_a_trainer_that_comes_in_between_is_fenced_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    then = learn(settings, 0, 60)
+    last = learn(settings, 60, 90)
+    times = [3]
+    original = versions.snapshot_messages
+
+    def interrupted(*args: Any) -> Any:  # noqa: ANN401
+        if times[0]:
+            times[0] -= 1
+            with connect(settings) as log:
+                log.writer(f"{settings.group_id}-trainer").close()
+        return original(*args)
+
+    monkeypatch.setattr("consumers.replacing.snapshot_messages", interrupted)
+    made = back(settings, then)
+    assert (made.version, times) == (last + 1, [0])
+    times[0] = 1000
+    with pytest.raises(Fenced, match="another trainer came in between"):
+        back(settings, then)
+    with connect(settings) as log:
+        assert Lineage(log, topics_of(settings)).last == made.version
