@@ -73,6 +73,17 @@ def test_waits_fall_into_the_bucket_that_holds_them() -> None:
     assert value(metrics, "event_to_score_seconds_count") == 5
 
 
+def test_answers_are_counted() -> None:
+    metrics = Metrics()
+    metrics.observe_answers([0.004, 0.3], stale=1, dead_letters=["too-many-items"])
+    metrics.observe_answers([], stale=0)
+    assert value(metrics, "requests_total") == value(metrics, "request_to_answer_seconds_count") == 2
+    assert value(metrics, "request_to_answer_seconds_bucket", le="0.005") == 1
+    assert value(metrics, "requests_stale_total") == 1
+    assert value(metrics, "dead_letters_total", reason="too-many-items") == 1
+    assert value(metrics, "commits_total") == 2
+
+
 def test_the_running_error_is_the_decayed_mean_of_just_the_values_seen() -> None:
     errors = [random.Random(1).gauss(0, 1) for _ in range(1200)]
     running = RunningError()
