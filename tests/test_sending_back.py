@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from consumers.opening import connect, topics_of
 from consumers.settings import Settings
 from streaming.codec import encode
 from streaming.deadletters import dead_letter_message
+from streaming.embedded.broker import EmbeddedLog
 from streaming.embedded.writer import EmbeddedWriter
 from streaming.errors import Fenced, Malformed
 from streaming.events import DeadLetter, Forgotten
-from streaming.log import Assignment, Log, Message, Record, TopicPartition
+from streaming.log import Assignment, Bounds, Log, Message, Record, TopicPartition
 from streaming.partitioner import partition_of
 from tests.small_runs import T0, Stream, fill, packed, profile, run, small
 from tests.test_promises import findings
@@ -185,6 +186,21 @@ def test_two_at_once_send_each_once_and_the_first_is_told(refused: Settings, mon
         with pytest.raises(Fenced):
             list(first)
     all_sent_once(fixed)
+
+
+def test_what_was_sent_back_is_remembered_as_long_as_its_letter(refused: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = later_limits(refused)
+    late = sorted(position for position, outcome in sent(fixed).items() if outcome.outcome == "sent")
+    original = EmbeddedLog.bounds
+
+    def cut(log: EmbeddedLog, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:
+        found = original(log, tps)
+        return {tp: bounds._replace(start=late[10]) if tp.topic == "dead-letters" else bounds for tp, bounds in found.items()}
+
+    monkeypatch.setattr(EmbeddedLog, "bounds", cut)
+    assert outcomes(fixed)["sent before"] == 20
+    with connect(fixed) as log:
+        assert sorted(sent_back(log, topics_of(fixed))) == late[10:]
 
 
 # The whole record
