@@ -11,7 +11,7 @@ import structlog
 
 from consumers.layers import PASSWORD_VARIABLE
 from streaming.brokers import open_log
-from streaming.errors import LogUnavailable
+from streaming.errors import BrokerUnreachable, LogUnavailable
 from streaming.kafka.client import Security
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def connect(settings: Settings, *, wait_seconds: float = FIRST_ANSWER_SECONDS) -
     while True:
         try:
             return open_log(settings.broker, **patience)
-        except LogUnavailable as error:
+        except BrokerUnreachable as error:
             if time.monotonic() + pause > deadline:
                 raise
             logger.warning("no broker answers, waiting", broker=settings.broker, error=str(error), retry_in_seconds=pause)

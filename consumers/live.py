@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from consumers.patience import Patience
 from consumers.requests import Requests
-from streaming.errors import Fenced
+from streaming.errors import BrokerUnreachable, Fenced
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
     from consumers.stop import Stop
     from consumers.system import System
     from consumers.worker import Worker
-    from streaming.log import Assignment, Reader, Record
+    from streaming.log import Assignment, Member, Reader, Record
 
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
@@ -31,43 +32,50 @@ logger = structlog.get_logger()
 def run_worker(system: System, stop: Stop) -> None:
     """Score the partitions that the group gives this process, until stopped.
 
-    A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is opened anew.
+    A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is opened anew. So is one whose
+    commit was not answered: opening the partition's writer settles it, and the committed offset says which way.
     """
-    worker, topic, settings = system.worker(), system.topics["interactions"], system.settings
-    requests = Requests(worker, system.topics["scores"].max_record_bytes)
-    owner: Assignment | None = None
-    looked = 0.0
-    with system.log.reader() as reader, system.log.member(settings.group_id, topic.name) as member:
+    worker, topic = system.worker(), system.topics["interactions"]
+    requests, patience = Requests(worker, system.topics["scores"].max_record_bytes), Patience()
+    with system.log.reader() as reader, system.log.member(system.settings.group_id, topic.name) as member:
         while not stop:
-            system.health.beat()
-            assignment = member.assignment()
-            if assignment != owner:
-                reassign(system, worker, requests, reader, assignment)
-                owner = assignment
-            with worker.metrics.stage("adopt"):
-                if worker.versions.advance():
-                    system.health.loaded(worker.versions.version)
-                    system.metrics.observe_version(worker.versions.version, worker.versions.made_at)
-            worker.tables.advance(system.health.beat)
-            if time.monotonic() - looked > LAG_SECONDS:
-                looked = time.monotonic()
-                observe_lag(system, reader, topic.name, worker)
-            batches = read(system, reader, wait=not requests)
-            if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
-                requests.take(asked)
-                worker.tables.advance(system.health.beat)
             try:
-                for number in sorted(worker.held):
-                    tp = TopicPartition(topic.name, number)
-                    if tp in batches or worker.tables.waiting(number):
-                        worker.step(number, batches.get(tp, []), assignment)
-                        system.health.committed()
-                    if requests.answer(number, reader.position(tp), assignment):
-                        system.health.committed()
+                score(system, stop, worker, requests, reader, member)
             except Fenced as error:
-                logger.warning("step given up", partition=number, reason=str(error))
+                logger.warning("step given up", reason=str(error))
                 system.metrics.fenced.inc()
-                owner = None
+            except BrokerUnreachable as error:
+                patience.wait(stop, error)
+
+
+def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member) -> None:
+    """Step after step, until stopped. After an error nothing is known of what the log holds: the next call opens every partition anew."""
+    topic, owner, looked = system.topics["interactions"].name, None, 0.0
+    while not stop:
+        system.health.beat()
+        assignment = member.assignment()
+        if assignment != owner:
+            reassign(system, worker, requests, reader, assignment)
+            owner = assignment
+        with worker.metrics.stage("adopt"):
+            if worker.versions.advance():
+                system.health.loaded(worker.versions.version)
+                system.metrics.observe_version(worker.versions.version, worker.versions.made_at)
+        worker.tables.advance(system.health.beat)
+        if time.monotonic() - looked > LAG_SECONDS:
+            looked = time.monotonic()
+            observe_lag(system, reader, topic, worker)
+        batches = read(system, reader, wait=not requests)
+        if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
+            requests.take(asked)
+            worker.tables.advance(system.health.beat)
+        for number in sorted(worker.held):
+            tp = TopicPartition(topic, number)
+            if tp in batches or worker.tables.waiting(number):
+                worker.step(number, batches.get(tp, []), assignment)
+                system.health.committed()
+            if requests.answer(number, reader.position(tp), assignment):
+                system.health.committed()
 
 
 def read(system: System, reader: Reader, *, wait: bool) -> dict[TopicPartition, list[Record]]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from consumers.patience import Patience
 from consumers.trainer import Trainer, trainer_id
-from streaming.errors import Fenced
+from streaming.errors import BrokerUnreachable, Fenced
 
 if TYPE_CHECKING:
     from consumers.stop import Stop
@@ -32,10 +33,14 @@ def run_trainer(system: System, stop: Stop) -> None:
     hand is forgotten, and the log is read anew.
     """
     system.health.assigned(0)
+    patience = Patience()
     with system.log.member(trainer_id(system.settings), system.topics["trainer-lock"].name) as member:
         while not stop:
             try:
                 turn(system, stop, member)
+            except BrokerUnreachable as error:
+                system.health.assigned(0)
+                patience.wait(stop, error)
             except Fenced as error:
                 system.health.assigned(0)
                 system.metrics.fenced.inc()

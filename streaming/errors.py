@@ -39,6 +39,10 @@ class LogUnavailable(LogError):
     """The broker does not answer, or its file is locked, damaged or of another format."""
 
 
+class BrokerUnreachable(LogUnavailable):
+    """The broker does not answer now. Trying again may help; what was being done may or may not have taken place."""
+
+
 class OtherSettings(StreamError):
     """The log's model was made with other settings than this process has."""
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from streaming.errors import LogUnavailable
+from streaming.errors import BrokerUnreachable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -167,7 +167,8 @@ class Writer(abc.ABC):
 
         Raises `Fenced` if a newer writer of this id was opened or the assignment is no longer in force, `RecordTooLarge`, `UnknownTopic`,
         `LogFull` if the disk is full, `LogError` for a message without a key to a compacted topic, ValueError for offsets without an
-        owner. After any error nothing of the commit is visible.
+        owner. After any of these nothing of the commit is visible. Raises `BrokerUnreachable` if the answer is lost: the commit may
+        have taken place. Opening a new writer of this id settles it one way or the other, and what is committed then shows which.
         """
 
     @abc.abstractmethod
@@ -269,4 +270,4 @@ def catch_up(log: Log, reader: Reader, tps: Iterable[TopicPartition], *, at_once
             silent_since = time.monotonic()
         elif time.monotonic() - silent_since > _PATIENCE_SECONDS:
             names = ", ".join(f"{tp.topic}[{tp.partition}]" for tp in sorted(unread))
-            raise LogUnavailable(f"{names}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")
+            raise BrokerUnreachable(f"{names}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")

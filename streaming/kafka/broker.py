@@ -11,7 +11,7 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from streaming.errors import LogError, LogUnavailable, RecordTooLarge, TopicMismatch, UnknownTopic
+from streaming.errors import BrokerUnreachable, LogError, RecordTooLarge, TopicMismatch, UnknownTopic
 from streaming.kafka.client import BATCH_BYTES, Client, KafkaOptions
 from streaming.kafka.member import KafkaMember
 from streaming.kafka.reader import KafkaReader
@@ -40,7 +40,7 @@ class KafkaLog(Log):
         try:
             self._admin = KafkaAdminClient(**self.client.common())
         except (errors.KafkaError, OSError) as error:
-            raise LogUnavailable(f"{self.client.place}: no broker answers ({type(error).__name__}: {error})") from error
+            raise BrokerUnreachable(f"{self.client.place}: no broker answers ({type(error).__name__}: {error})") from error
 
     def create(self, topics: Iterable[Topic]) -> None:
         """As `Log.create`."""
@@ -71,7 +71,7 @@ class KafkaLog(Log):
         for topic in wanted:
             found = self._known.get(topic.name)
             if found is None:
-                raise LogUnavailable(f"topic {topic.name} was created but is not known to the broker yet ({self.client.place})")
+                raise BrokerUnreachable(f"topic {topic.name} was created but is not known to the broker yet ({self.client.place})")
             if (found.partitions, found.cleanup) != (topic.partitions, topic.cleanup):
                 raise TopicMismatch(
                     f"topic {topic.name} has {found.partitions} partitions and cleanup {found.cleanup}, "

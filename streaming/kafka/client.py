@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka import errors
 
-from streaming.errors import Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
+from streaming.errors import BrokerUnreachable, Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
 
 BATCH_BYTES = 65_536
 """Largest batch of small records that a producer sends; a larger record goes alone. Topics have room for it beside their largest record."""
@@ -124,7 +124,8 @@ class Client:
 def translated(error: errors.KafkaError, what: str, place: str) -> LogError:
     """The error of this package that says what ``error`` of kafka-python means for whoever was doing ``what``."""
     text = f"{what}: {type(error).__name__.removesuffix('Error')}: {error}"
-    if isinstance(error, FENCED):
+    # A producer that was fenced a moment ago says only that it failed before; the reason stands among what it says.
+    if isinstance(error, FENCED) or any(isinstance(cause, FENCED) for cause in error.args):
         return Fenced(text)
     if isinstance(error, errors.MessageSizeTooLargeError | errors.RecordListTooLargeError):
         return RecordTooLarge(text)
@@ -132,4 +133,4 @@ def translated(error: errors.KafkaError, what: str, place: str) -> LogError:
         return UnknownTopic(text)
     if isinstance(error, errors.SaslAuthenticationFailedError | errors.AuthorizationError):
         return LogError(f"{text}; the broker at {place} refuses this user: see kafka.username and the ACLs that docs/security.md lists")
-    return LogUnavailable(f"{text} ({place})")
+    return BrokerUnreachable(f"{text} ({place})")

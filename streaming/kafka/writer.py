@@ -15,7 +15,7 @@ import kafka
 from kafka import errors
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from streaming.errors import Fenced, LogError, LogUnavailable
+from streaming.errors import BrokerUnreachable, Fenced, LogError
 from streaming.kafka.client import BATCH_BYTES, translated
 from streaming.log import Assignment, Message, TopicPartition, Writer
 
@@ -109,7 +109,7 @@ class KafkaWriter(Writer):
         seconds = self._seconds if seconds is None else seconds
         self._producer._sender.wakeup()  # noqa: SLF001
         if not result.wait(timeout_ms=seconds * 1000):
-            raise LogUnavailable(
+            raise BrokerUnreachable(
                 f"{what} of {self._id} was not answered for {seconds:.0f} s ({self._log.client.place}); whether it took place shows "
                 "when the next writer of this id has been opened"
             )
@@ -124,7 +124,7 @@ class KafkaWriter(Writer):
     def _give_up(self) -> None:
         """Abort, if that is still possible, so that readers need not wait for the transaction to time out."""
         try:
-            if not isinstance(self._failed, LogUnavailable):
+            if not isinstance(self._failed, BrokerUnreachable):
                 self._wait(self._producer._transaction_manager.begin_abort(), "the abort", ABORT_SECONDS)  # noqa: SLF001
         except (errors.KafkaError, LogError):
             pass

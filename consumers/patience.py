@@ -1,0 +1,36 @@
+"""What a process does while its broker is gone: wait, ever longer, and say so."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from consumers.stop import Stop
+    from streaming.errors import BrokerUnreachable
+
+FIRST_SECONDS = 0.5
+LONGEST_SECONDS = 10.0
+CALM_SECONDS = 30.0
+"""After so long without trouble the next wait is a short one again."""
+
+logger = structlog.get_logger()
+
+
+class Patience:
+    """Waits between tries, each twice as long as the one before, up to ten seconds."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_SECONDS
+        self._last = time.monotonic()
+
+    def wait(self, stop: Stop, error: BrokerUnreachable) -> None:
+        """Say what is wrong, and return when it is time to try again, or at once when the process is to stop."""
+        if time.monotonic() - self._last > CALM_SECONDS + self._pause:
+            self._pause = FIRST_SECONDS
+        logger.warning("the broker does not answer; waiting", retry_in_seconds=self._pause, error=str(error))
+        stop.wait(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_SECONDS)
+        self._last = time.monotonic()
