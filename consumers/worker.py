@@ -171,6 +171,7 @@ class Worker:
                 partition.writer.commit(messages, offsets, owner)
         except BaseException:
             partition.support.discard()
+            self.metrics.aborted.inc()
             raise
         partition.support.commit(changes)
         partition.offset = after

@@ -26,6 +26,7 @@ import yaml
 from consumers import lockstep
 from consumers.stop import Stop
 from consumers.system import System
+from streaming.errors import Fenced
 from streaming.log import Message
 from streaming.metrics import STAGES, Metrics
 from tests.small_runs import Stream, fill, packed, run, small
@@ -280,3 +281,13 @@ def test_a_worker_tells_the_age_of_the_version_it_starts_at(tmp_path: Path) -> N
         age = metric(system, "model_version_age_seconds")
     assert age is not None
     assert 0 <= age < 100
+
+
+def test_a_step_that_is_given_up_is_counted(tmp_path: Path) -> None:
+    settings = small(tmp_path / "log.db")
+    fill(settings, Stream(40, garbage=0).messages)
+    with Stop() as stop, System(settings) as system:
+        with pytest.raises(Fenced):
+            lockstep.run(system, stop, until_end=True, on_step=lambda _: run(settings))
+        assert metric(system, "transactions_aborted_total") == 1
+        assert metric(system, "commits_total") == 1
