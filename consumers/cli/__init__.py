@@ -37,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected, 2 usage or settings, 3 log unavailable, 4 log full, 5 taken over by another instance, "
-    "6 bad input file, 7 an audit found differences, 8 no worker answered in time, 130 and 143 stopped by a signal before the work was done.",
+    "6 bad input file, 7 an audit found differences, 8 no worker answered in time, "
+    "130 and 143 stopped by a signal before the work was done.",
 )
 
 
