@@ -95,6 +95,6 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
     root.setLevel(number)
     logging.captureWarnings(capture=True)
     # A client's own chatter is of use only when something is being looked for.
-    logging.getLogger("kafka").setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL if number > logging.DEBUG else number)
     # What matplotlib says at debug is about its fonts.
     logging.getLogger("matplotlib").setLevel(max(number, logging.WARNING))

@@ -20,11 +20,9 @@ from consumers.settings import Settings
 from streaming.codec import decode, encode
 from streaming.events import Version
 from streaming.journal import read_journal
-from streaming.log import TopicPartition
-from streaming.partitioner import partition_of
 from streaming.scored import read_run
 from tests.nursery import Nursery
-from tests.small_runs import MICRO_BATCH, Stream, fill, profile, small
+from tests.small_runs import MICRO_BATCH, Stream, fill, small
 from tests.test_promises import findings, reasons_of
 from tests.verify.reading import joined, read
 
@@ -115,55 +113,3 @@ def cut_down(nursery: Nursery, settings: Settings, journal: Path, lines: int, se
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return nursery.end() == -signal.SIGKILL
-
-
-def test_live_workers_and_trainers_killed_stopped_and_replaced_keep_all_promises_but_the_last(nursery: Nursery, tmp_path: Path) -> None:
-    """Partitions move between workers by kill -9 and by a pause beyond the session's timeout; what the paused one then does is void."""
-    partitions, bursts = 3, 8
-    settings = small(
-        tmp_path / "log.db",
-        topics={"partitions": partitions},
-        worker={"poll_timeout_ms": 20, "linger_ms": 2, "max_users": 11},
-        log={"session_timeout_ms": 1000},
-    )
-    stream = Stream(bursts * 100, seed=12, partitions=partitions)
-    fill(settings, stream.profiles)
-    workers = [nursery.start(settings, role="worker") for _ in range(2)]
-    trainer = nursery.start(settings, role="trainer")
-    dice = random.Random(3)
-    offsets: list[int] = []
-    nulls: dict[tuple[str, int, int], str] = {}
-    for burst in range(bursts):
-        leaving = [f"u{(burst * 5 + n) % 40}" for n in range(3)]
-        for user, place in zip(leaving, fill(settings, [profile("users", user, None) for user in leaving]), strict=True):
-            nulls["users", partition_of(user.encode(), partitions), place] = user
-        offsets += fill(settings, stream.messages[burst * 100 : burst * 100 + 100])
-        time.sleep(dice.uniform(0.05, 0.25))
-        if burst in {1, 3}:
-            os.kill(workers.pop(0), signal.SIGKILL)
-            workers.append(nursery.start(settings, role="worker"))
-        elif burst in {2, 5}:
-            os.kill(trainer, signal.SIGKILL)
-            trainer = nursery.start(settings, role="trainer")
-        elif burst == 4:
-            os.kill(workers[0], signal.SIGSTOP)
-            time.sleep(1.5)
-            os.kill(workers[0], signal.SIGCONT)
-    deadline = time.monotonic() + 30
-    # A promise that is broken for good stays so; one not kept yet only needs time.
-    while (found := findings(settings, reasons=reasons_of(stream, offsets), nulls=nulls)) or waiting(settings):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    for pid in (*workers, trainer):
-        os.kill(pid, signal.SIGTERM)
-    assert found == []
-    assert waiting(settings) == 0
-
-
-def waiting(settings: Settings) -> int:
-    """Interactions that no step has committed yet."""
-    with connect(settings) as log:
-        tps = [TopicPartition("interactions", number) for number in range(settings.topics.partitions)]
-        done = log.committed(settings.group_id, tps)
-        return sum(bounds.end - done.get(tp, 0) for tp, bounds in log.bounds(tps).items())

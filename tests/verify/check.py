@@ -134,7 +134,11 @@ def _forgets(log: Log, rules: Rules, tp: TopicPartition, updates: Iterable[Updat
 def _support_is_the_fold(log: Log, names: dict[str, str], seen: Seen) -> Iterator[Finding]:
     """(a), and the order of last changes, by which users are evicted."""
     where = f"support[{seen.number}]"
-    latest = {record.key: record.value for record in read(log, names["support"], seen.number)}
+    latest = dict[bytes | None, bytes | None]()
+    for record in read(log, names["support"], seen.number):
+        # In the order of last records, whether or not the broker has dropped the earlier ones by now.
+        latest.pop(record.key, None)
+        latest[record.key] = record.value
     position = latest.pop(POSITION, None)
     if position is None:
         if seen.committed:
