@@ -6,57 +6,55 @@ Unlike in lockstep, micro-batches are cut by time as well as by size, and versio
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, closing
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import structlog
-
+from consumers.moving import Moving
 from consumers.patience import Patience
 from consumers.requests import Requests
-from streaming.errors import BrokerUnreachable, Fenced
+from streaming.errors import BrokerUnreachable, Fenced, StoreDamaged
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
     from consumers.stop import Stop
     from consumers.system import System
     from consumers.worker import Worker
-    from streaming.log import Assignment, Member, Reader, Record
+    from streaming.log import Member, Reader, Record
 
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
-
-logger = structlog.get_logger()
 
 
 def run_worker(system: System, stop: Stop) -> None:
     """Score the partitions that the group gives this process, until stopped.
 
-    A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is opened anew. So is one whose
+    A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is taken over anew. So is one whose
     commit was not answered: opening the partition's writer settles it, and the committed offset says which way.
     """
     worker, topic = system.worker(), system.topics["interactions"]
     requests, patience = Requests(worker, system.topics["scores"].max_record_bytes), Patience()
-    with system.log.reader() as reader, system.log.member(system.settings.group_id, topic.name) as member:
+    with ExitStack() as stack:
+        reader = stack.enter_context(system.log.reader())
+        moving = stack.enter_context(closing(Moving(system, worker, requests, reader)))
+        member = stack.enter_context(system.log.member(system.settings.group_id, topic.name))
         while not stop:
             try:
-                score(system, stop, worker, requests, reader, member)
-            except Fenced as error:
-                logger.warning("step given up", reason=str(error))
-                system.metrics.fenced.inc()
+                score(system, stop, worker, requests, reader, member, moving)
             except BrokerUnreachable as error:
+                moving.start_over()
                 patience.wait(stop, error)
 
 
-def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member) -> None:
-    """Step after step, until stopped. After an error nothing is known of what the log holds: the next call opens every partition anew."""
-    topic, owner, looked = system.topics["interactions"].name, None, 0.0
+def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
+    """Step after step, until stopped."""
+    topic, looked = system.topics["interactions"].name, 0.0
     while not stop:
         system.health.beat()
         assignment = member.assignment()
-        if assignment != owner:
-            reassign(system, worker, requests, reader, assignment)
-            owner = assignment
+        moving.follow(assignment)
+        moving.advance()
         with worker.metrics.stage("adopt"):
             if worker.versions.advance():
                 system.health.loaded(worker.versions.version)
@@ -65,17 +63,24 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         if time.monotonic() - looked > LAG_SECONDS:
             looked = time.monotonic()
             observe_lag(system, reader, topic, worker)
-        batches = read(system, reader, wait=not requests)
+        batches = read(system, reader, wait=not requests and not moving.busy)
+        if not batches:
+            moving.idle()
         if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
             requests.take(asked)
             worker.tables.advance(system.health.beat)
         for number in sorted(worker.held):
             tp = TopicPartition(topic, number)
-            if tp in batches or worker.tables.waiting(number):
-                worker.step(number, batches.get(tp, []), assignment)
-                system.health.committed()
-            if requests.answer(number, reader.position(tp), assignment):
-                system.health.committed()
+            try:
+                if tp in batches or worker.tables.waiting(number):
+                    worker.step(number, batches.get(tp, []), assignment)
+                    system.health.committed()
+                if requests.answer(number, reader.position(tp), assignment):
+                    system.health.committed()
+                worker.held[number].support.settle()
+            except (Fenced, StoreDamaged) as error:
+                moving.give_up_step(number, error)
+                break
 
 
 def read(system: System, reader: Reader, *, wait: bool) -> dict[TopicPartition, list[Record]]:
@@ -91,26 +96,10 @@ def read(system: System, reader: Reader, *, wait: bool) -> dict[TopicPartition, 
     return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}
 
 
-def reassign(system: System, worker: Worker, requests: Requests, reader: Reader, assignment: Assignment) -> None:
-    """Let go of the partitions that are not ours any more, and open those that are."""
-    topic = system.topics["interactions"].name
-    ours = assignment.partitions if assignment.generation >= 0 else frozenset[int]()
-    # All are opened anew: after an eviction or a fencing nothing held in memory can be trusted.
-    system.health.assigned(len(ours) if assignment.generation >= 0 else None)
-    system.health.restored(done=False)
-    for number in list(worker.held):
-        worker.release(number)
-    positions = {TopicPartition(topic, number): worker.open(number, system.health.beat) for number in sorted(ours)}
-    reader.assign(positions | requests.start(ours))
-    worker.tables.assign(ours)
-    worker.tables.advance(system.health.beat)
-    system.health.restored()
-    logger.info("assigned", partitions=sorted(ours), generation=assignment.generation)
-
-
 def observe_lag(system: System, reader: Reader, topic: str, worker: Worker) -> None:
-    """Tell metrics and health how much waits in the partitions held."""
+    """Tell metrics and health how much waits in the partitions held, to be scored or to be written to local stores."""
     held = [TopicPartition(topic, number) for number in worker.held]
     lag = {tp.partition: bounds.end - reader.position(tp) for tp, bounds in system.log.bounds(held).items()}
     system.metrics.observe_lag(lag)
+    system.metrics.observe_stores(partition.support.held for partition in worker.held.values())
     system.health.waiting(sum(lag.values()))

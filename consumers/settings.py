@@ -123,6 +123,14 @@ class WorkerSettings(Section):
         ge=0,
         le=600_000,
     )
+    state_dir: str = setting(
+        "",
+        "Folder of the local stores, one file for each partition, so that a restart reads only the rest of the changelog; empty: "
+        "support sets are held in memory alone.",
+    )
+    standby: bool = setting(
+        False, "Keep stores of the partitions that others own, too, and follow their changelogs; needs a worker.state_dir of its own."
+    )
     frozen: bool = setting(False, "Score and keep support sets, but learn nothing: no update is written.")
 
 
@@ -261,6 +269,13 @@ class Settings(Section):
             msg = "may hold letters, digits, dots, dashes and underscores"
             raise ValueError(msg)
         return value
+
+    @model_validator(mode="after")
+    def _copies_have_a_place(self) -> Self:
+        if self.worker.standby and not self.worker.state_dir:
+            msg = "worker.standby needs worker.state_dir, the folder that the copies are kept in"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _heard_in_time(self) -> Self:

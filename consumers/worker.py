@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import torch
 
+from consumers.state import State, Takeover
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
@@ -23,11 +24,10 @@ from model.tasks import Task
 from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
-from streaming.errors import LogError, Malformed
+from streaming.errors import Malformed
 from streaming.events import DeadLetter, Position, Score, Update
-from streaming.log import Message, TopicPartition, present
+from streaming.log import Message, TopicPartition
 from streaming.metrics import StepReport
-from streaming.support import SupportSets
 from streaming.topics import POSITION_KEY
 from streaming.validation import decode_interaction
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from streaming.events import Interaction, Source, Support
     from streaming.log import Assignment, Log, Record, Topic, Writer
     from streaming.metrics import Metrics
+    from streaming.support import SupportSets
 
 
 class Taken(NamedTuple):
@@ -91,6 +92,7 @@ class Worker:
         self.partitions = topics["interactions"].partitions
         self.chunk_bytes = topics["updates"].max_record_bytes - 64
         self.tables = ProfileTables(log, topics, model, self.limits, settings.group_id)
+        self.state = State(log, settings, metrics, self.topics)
         self.held: dict[int, Partition] = {}
         self.attention = (0.0, 0.0)
         """Spread of attention over users and of the rows of M_P, as last seen."""
@@ -100,46 +102,28 @@ class Worker:
 
     def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
         """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
-        # The writer first: from here on no earlier owner can move the committed offset.
-        writer = self.log.writer(f"{self.settings.group_id}-{number}")
-        source = TopicPartition(self.topics["interactions"], number)
-        start = self.log.committed(self.settings.group_id, [source]).get(source)
-        support = SupportSets(self.settings.worker.support_size, max_users=self.settings.worker.max_users)
-        position = self._restore(support, number, beat)
-        if (position.offset if position else None) != start:
-            found = position.offset if position else None
-            msg = (
-                f"{self.topics['support']}[{number}] holds the support sets as of offset {found}, but group {self.settings.group_id} has "
-                f"committed {start}: the two do not belong together; use another group or topic_prefix, or the log they came from"
-            )
-            raise LogError(msg)
-        offset = self.log.bounds([source])[source].start if start is None else start
-        self.held[number] = Partition(number, writer, support, offset)
-        self._observe_users()
-        return offset
+        takeover = Takeover(self.state, number)
+        while not takeover.advance(1.0, beat):
+            time.sleep(0.01)  # Where another process has the local store, it is waited for.
+        self.hold(takeover)
+        return takeover.offset
 
-    def _restore(self, support: SupportSets, number: int, beat: Callable[[], None]) -> Position | None:
-        changelog = TopicPartition(self.topics["support"], number)
-        position = None
-        for record in present(self.log, [changelog]):
-            if record.key == POSITION_KEY:
-                position = decode(record.value, Position, what=f"position record of {changelog.topic}[{number}]")
-            else:
-                support.restore(record)
-            beat()
-        if position is not None:
-            support.ordinals_given = position.users
-        return position
-
-    def release(self, number: int) -> None:
-        """Let a partition go."""
-        self.held.pop(number).writer.close()
+    def hold(self, takeover: Takeover) -> None:
+        """Hold the partition of a takeover that is done."""
+        self.held[takeover.number] = Partition(takeover.number, takeover.writer, takeover.sets, takeover.offset)
         self._observe_users()
+
+    def give_up(self, number: int) -> SupportSets:
+        """Let a partition go; returns its support sets, which are the caller's to close."""
+        partition = self.held.pop(number)
+        partition.writer.close()
+        self._observe_users()
+        return partition.support
 
     def close(self) -> None:
         """Let everything go."""
         for number in list(self.held):
-            self.release(number)
+            self.give_up(number).close()
         self._lane.shutdown()
         self.tables.close()
         self.versions.close()
@@ -165,16 +149,17 @@ class Worker:
                 messages += self._updates(number, records, learned)
                 changes = partition.support.changes()
                 messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
-                messages += [*tables.letters, self._position(partition, after)]
+                position = self._position(partition, after)
+                messages += [*tables.letters, position]
                 offsets = {TopicPartition(self.topics["interactions"], number): after, **tables.positions}
             with stage("commit"):
-                partition.writer.commit(messages, offsets, owner)
+                written = partition.writer.commit(messages, offsets, owner)
         except BaseException:
             partition.support.discard()
             self.metrics.aborted.inc()
             raise
-        partition.support.commit(changes)
         partition.offset = after
+        partition.support.commit(changes, position.value or b"", written[-1])
         self.tables.committed(number, tables.positions)
         self.metrics.forgotten.inc(len(set(tables.forgotten)))
         for letter in tables.letters:
@@ -302,6 +287,7 @@ class Worker:
             users=partition.support.ordinals_after,
             model_version=self.versions.version,
             tables=self.tables.positions(partition.number),
+            changelog=partition.support.changelog,
         )
         return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
 

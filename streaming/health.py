@@ -53,6 +53,7 @@ class Health:
         self._fatal: str | None = None
         self._assigned: int | None = None
         self._restored = False
+        self._restoring = "being restored"
         self._version: int | None = None
         self._waiting = 0
         self._progress = clock()
@@ -69,9 +70,10 @@ class Health:
         """An assignment of so many partitions is held (0 for a stand-by); None: none is. State must be restored anew after a change."""
         self._assigned = partitions
 
-    def restored(self, done: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
-        """The state of all partitions assigned is here, or is not any more."""
+    def restored(self, done: bool = True, detail: str = "being restored") -> None:  # noqa: FBT001, FBT002 - reads as a sentence
+        """The state of all partitions assigned is here, or is not any more; ``detail`` says how far it is."""
         self._restored = done
+        self._restoring = detail
 
     def loaded(self, version: int) -> None:
         """A model version is loaded."""
@@ -106,7 +108,7 @@ class Health:
         return {
             **self.live(),
             "assignment": Condition(self._assigned is not None, held),
-            "state": Condition(self._restored, "restored" if self._restored else "being restored"),
+            "state": Condition(self._restored, "restored" if self._restored else self._restoring),
             "model": Condition(self._version is not None, "not loaded" if self._version is None else f"version {self._version}"),
             "progress": Condition(idle or age <= self.commit_age, progress),
         }

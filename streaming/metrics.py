@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import prometheus_client as prometheus
 from prometheus_client.core import HistogramMetricFamily
@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 from river.stats import EWMean
 
 from streaming.events import REASONS
+
+if TYPE_CHECKING:
+    from streaming.store.held import Held
 
 Stage = Literal["poll", "decode", "support", "adapt", "gradient", "encode", "commit", "fold", "adopt"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -201,6 +204,10 @@ class Metrics:
         )
         self.users_held = self._gauge("users_held", "Users with a support set in this process.")
         self.support_interactions = self._gauge("support_interactions", "Interactions in the support sets held.")
+        self._restored = self._gauge("restored_share", "Of a partition being restored, the share that is; none while none is.", "partition")
+        self._behind = self._gauge("store_behind_users", "Users whose last change is not in the local store yet.")
+        self._full = self._gauge("stores_full", "Local stores that had no room for their last write.")
+        self.stores_set_aside = self._counter("stores_set_aside_total", "Local stores that could not be used and were rebuilt.")
 
         self.running = {group: RunningError() for group in GROUPS}
         for group, error in self.running.items():
@@ -286,6 +293,21 @@ class Metrics:
         """Take in the spread of memory attention over users and over rows."""
         self._spread["users"].set(users)
         self._spread["rows"].set(rows)
+
+    def observe_restore(self, partition: int, share: float, *, done: bool) -> None:
+        """Set how much of a partition is restored; one that is ``done`` is not listed any more."""
+        self._restored.labels(str(partition)).set(share)
+        if done:
+            self._restored.remove(str(partition))
+
+    def observe_stores(self, stores: Iterable[Held]) -> None:
+        """Take in how far the local stores are behind."""
+        behind = full = 0
+        for store in stores:
+            behind += store.behind
+            full += bool(store.full)
+        self._behind.set(behind)
+        self._full.set(full)
 
     def observe_lag(self, lag: Mapping[int, int]) -> None:
         """Set how many records of each partition are not consumed yet; partitions that are not named any more are no longer ours."""

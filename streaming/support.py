@@ -162,11 +162,11 @@ class SupportSets:
         """
         self.held.settle(users, seconds)
 
-    def begin_anew(self, reason: str) -> None:
-        """Forget everything, since it does not fit the changelog; a local store is set aside."""
-        self.held.begin_anew(reason)
+    def begin_anew(self, reason: str) -> str:
+        """Forget everything, since it does not fit the changelog, and set a local store aside; returns the reason, and where."""
         self.ordinals_given = 0
         self.discard()
+        return self.held.begin_anew(reason)
 
     def close(self) -> None:
         """Write down what only memory has, and release the local store."""

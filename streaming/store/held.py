@@ -47,6 +47,9 @@ class Held(abc.ABC):
     covered: Covered
     """How far of the changelog they go. Who puts a value says so here, once all that belongs together is put."""
 
+    full: str = ""
+    """Why the last write to a local store failed for want of room; empty if it did not."""
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
@@ -76,8 +79,8 @@ class Held(abc.ABC):
         """How many users' last changes wait to be written to a local store."""
 
     @abc.abstractmethod
-    def begin_anew(self, reason: str) -> None:
-        """Forget everything, since it does not fit the changelog."""
+    def begin_anew(self, reason: str) -> str:
+        """Forget everything, since it does not fit the changelog; returns the reason, with where a file was set aside."""
 
     @abc.abstractmethod
     def settle(self, users: int = 1, seconds: float = 0.0) -> None:
@@ -92,14 +95,16 @@ class InMemory(Held):
     """Values in memory, about 300 bytes a user beside the value itself."""
 
     def __init__(self) -> None:
-        self.begin_anew("")
-
-    def begin_anew(self, reason: str) -> None:  # noqa: ARG002 - there is no file to set aside
-        """As `Held.begin_anew`."""
         self.covered = Covered()
         self._values: dict[str, bytes] = {}
         self._users: dict[int, str] = {}
         self._forgotten: dict[str, int] = {}
+
+    def begin_anew(self, reason: str) -> str:
+        """As `Held.begin_anew`."""
+        self.covered = Covered()
+        self._values, self._users, self._forgotten = {}, {}, {}
+        return reason
 
     def __len__(self) -> int:
         return len(self._values)

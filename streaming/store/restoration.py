@@ -99,6 +99,7 @@ class Restoration:
         self._changelog = changelog
         self._sets = sets
         self._start = max(sets.covered.offset, bounds.start)
+        self._at = self._start
         self._end = bounds.end
         self._reader = log.reader()
         self._reader.assign({changelog: self._start})
@@ -109,13 +110,13 @@ class Restoration:
     @property
     def done(self) -> bool:
         """Whether all is read."""
-        return self._reader.position(self._changelog) >= self._end
+        return self._at >= self._end
 
     @property
     def share(self) -> float:
         """How much of it is read, from 0 to 1."""
         whole = self._end - self._start
-        return 1.0 if self.done or whole <= 0 else (self._reader.position(self._changelog) - self._start) / whole
+        return 1.0 if self.done or whole <= 0 else (self._at - self._start) / whole
 
     def advance(self, seconds: float, beat: Callable[[], None] = lambda: None) -> bool:
         """Read for about so long; returns whether all is read. ``beat`` is called after every thousand records.
@@ -131,6 +132,7 @@ class Restoration:
             for record in records:
                 self._sets.restore(record)
             self.records += len(records)
+            self._at = self._reader.position(self._changelog)
             self._silent_since = _heard(self._changelog, records, self._silent_since)
             self._sets.settle(users, math.inf)
             beat()

@@ -62,10 +62,11 @@ class Stored(Held):
         """Why an earlier file was set aside and this one begun empty; empty where none was."""
         return self._file.set_aside
 
-    def begin_anew(self, reason: str) -> None:
-        """Set the file aside, since it does not fit the changelog, and begin empty."""
+    def begin_anew(self, reason: str) -> str:
+        """As `Held.begin_anew`."""
         self._file.begin_anew(reason)
         self._load()
+        return self.set_aside
 
     def __len__(self) -> int:
         return self._count

@@ -1,0 +1,199 @@
+"""The support sets of partitions: opened in memory or in local stores, checked against the changelog, restored from it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streaming.errors import LogError, StoreDamaged, StoreFull, StoreLocked
+from streaming.log import TopicPartition
+from streaming.store.file import Place
+from streaming.store.restoration import Restoration, misfit, newest_position
+from streaming.store.stored import Stored
+from streaming.support import SupportSets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from consumers.settings import Settings
+    from streaming.events import Position
+    from streaming.log import Bounds, Log
+    from streaming.metrics import Metrics
+
+LET_GO_SECONDS = 2.0
+"""How long a store that another process has is waited for: the earlier owner of its partition, as a rule, which is just closing it."""
+
+TELL_SECONDS = 5.0
+"""Time between two lines of the log about one restoration."""
+
+logger = structlog.get_logger()
+
+
+class State:
+    """Where the support sets of this process's partitions are held: in ``worker.state_dir``, or in memory where it is empty."""
+
+    def __init__(self, log: Log, settings: Settings, metrics: Metrics, topics: dict[str, str]) -> None:
+        self.log = log
+        self.settings = settings
+        self.metrics = metrics
+        self.interactions = topics["interactions"]
+        self._topic = topics["support"]
+        self._removals_kept_ms = log.topics()[self._topic].retention_ms
+
+    def changelog(self, number: int) -> TopicPartition:
+        """The changelog of a partition."""
+        return TopicPartition(self._topic, number)
+
+    def in_memory(self) -> SupportSets:
+        """Empty support sets in memory."""
+        return SupportSets(self.settings.worker.support_size, max_users=self.settings.worker.max_users)
+
+    def open(self, number: int, beat: Callable[[], None]) -> SupportSets:
+        """What is held of a partition, as it was left. Raises `StoreLocked` while another process has its store, and `StoreError`."""
+        worker, group = self.settings.worker, self.settings.group_id
+        if not worker.state_dir:
+            return self.in_memory()
+        try:
+            place = Place(group, *self.changelog(number))
+            held = Stored(Path(worker.state_dir) / f"{group}-{number}.db", place, ordered=worker.max_users > 0, beat=beat)
+        except StoreFull as error:
+            logger.warning("held in memory, without a local store", partition=number, reason=str(error))
+            return self.in_memory()
+        if held.set_aside:
+            self.set_aside(number, held.set_aside)
+        return SupportSets(worker.support_size, max_users=worker.max_users, held=held)
+
+    def fit(self, number: int, sets: SupportSets) -> tuple[Bounds, Position | None]:
+        """Empty support sets that cannot be continued from the changelog; returns its bounds and its newest position record."""
+        changelog = self.changelog(number)
+        bounds = self.log.bounds([changelog])[changelog]
+        newest = newest_position(self.log, changelog, bounds)
+        if reason := misfit(sets.covered, bounds, newest, self._removals_kept_ms, time.time_ns() // 1_000_000):
+            self.set_aside(number, sets.begin_anew(reason))
+        return bounds, newest
+
+    def set_aside(self, number: int, reason: str) -> None:
+        """Say that what was held of a partition is not used any more."""
+        logger.warning("what was held is not used; state is rebuilt from the changelog", partition=number, reason=reason)
+        self.metrics.stores_set_aside.inc()
+
+
+class Takeover:
+    """A partition on its way to this process: its earlier owner is fenced, its support sets are being restored, in slices.
+
+    ``sets`` are what this process has of it already; they are the takeover's from then on. ``offset`` is where the partition's steps go on.
+    """
+
+    def __init__(self, state: State, number: int, sets: SupportSets | None = None) -> None:
+        self.number = number
+        # The writer first: from here on no earlier owner can move the committed offset.
+        self.writer = state.log.writer(f"{state.settings.group_id}-{number}")
+        source = TopicPartition(state.interactions, number)
+        try:
+            self._committed = state.log.committed(state.settings.group_id, [source]).get(source)
+            self.offset = state.log.bounds([source])[source].start if self._committed is None else self._committed
+        except BaseException:
+            self.writer.close()
+            raise
+        self._state = state
+        self._sets = sets
+        self._restoration: Restoration | None = None
+        self._damaged = False
+        self._begun = self._told = time.monotonic()
+
+    @property
+    def sets(self) -> SupportSets:
+        """The support sets, once they are restored."""
+        assert self._sets is not None, "there are none before advance() has returned True"  # noqa: S101
+        return self._sets
+
+    @property
+    def share(self) -> float:
+        """How much of what is to be read is read, from 0 to 1."""
+        return 0.0 if self._restoration is None else self._restoration.share
+
+    @property
+    def records(self) -> int:
+        """How many records of the changelog were read."""
+        return 0 if self._restoration is None else self._restoration.records
+
+    def advance(self, seconds: float, beat: Callable[[], None] = lambda: None) -> bool:
+        """Go on with restoring for about so long; returns whether it is done.
+
+        Raises `LogError` where support sets and committed offset do not belong together, and as `Restoration.advance` does.
+        """
+        try:
+            if self._restoration is None:
+                self._restoration = self._begin(beat)
+            if self._restoration is None:
+                return False
+            done = self._restoration.advance(seconds, beat)
+        except StoreDamaged as error:
+            if self._damaged:
+                raise
+            self._state.set_aside(self.number, str(error))
+            self._damaged = True
+            self._drop()
+            return False
+        self._tell(done=done)
+        if done:
+            self._restoration.close()
+        return done
+
+    def _begin(self, beat: Callable[[], None]) -> Restoration | None:
+        """Open what is held and see how far it goes; None while another process has the store."""
+        if self._sets is None:
+            try:
+                self._sets = self._state.open(self.number, beat)
+            except StoreLocked as error:
+                if time.monotonic() - self._begun < LET_GO_SECONDS:
+                    time.sleep(0.005)
+                    return None
+                logger.warning("held in memory, without a local store", partition=self.number, reason=str(error))
+                self._sets = self._state.in_memory()
+        bounds, newest = self._state.fit(self.number, self._sets)
+        found = newest.offset if newest else None
+        if found != self._committed:
+            topic, number = self._state.changelog(self.number)
+            raise LogError(
+                f"{topic}[{number}] holds the support sets as of offset {found}, but group {self._state.settings.group_id} has "
+                f"committed {self._committed}: the two do not belong together; use another group or topic_prefix, or the log they came from"
+            )
+        return Restoration(self._state.log, self._state.changelog(self.number), self._sets, bounds)
+
+    def _tell(self, *, done: bool) -> None:
+        now = time.monotonic()
+        self._state.metrics.observe_restore(self.number, self.share, done=done)
+        if not done and now - self._told < TELL_SECONDS:
+            return
+        self._told, seconds = now, now - self._begun
+        logger.info(
+            "restored" if done else "restoring",
+            partition=self.number,
+            share=round(self.share, 3),
+            records=self.records,
+            records_per_second=round(self.records / seconds) if seconds else 0,
+            users=len(self.sets),
+        )
+
+    def _drop(self) -> None:
+        if self._restoration is not None:
+            self._restoration.close()
+        if self._sets is not None:
+            self._sets.close()
+        self._restoration = self._sets = None
+
+    def give_up(self) -> SupportSets | None:
+        """Give the partition up again; returns what is held of it, which is the caller's."""
+        sets, self._sets = self._sets, None
+        self.close()
+        return sets
+
+    def close(self) -> None:
+        """Give the partition up again."""
+        self._drop()
+        self._state.metrics.observe_restore(self.number, 0.0, done=True)
+        self.writer.close()
