@@ -32,7 +32,8 @@ from streaming.metrics import Metrics
 from streaming.scored import read_run
 from tests.nursery import Nursery
 from tests.small_runs import T0, Stream, fill, message, profile, run, small
-from tests.test_kill import result, waiting
+from tests.test_kill import result
+from tests.test_live_kill import waiting
 from tests.test_promises import findings
 from tests.verify.answers import is_answer
 from tests.verify.reading import read
