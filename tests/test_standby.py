@@ -25,7 +25,7 @@ from streaming.errors import Fenced
 from streaming.log import Message, TopicPartition
 from tests.nursery import Nursery
 from tests.small_runs import Stream, fill, run, small
-from tests.test_kill import waiting
+from tests.test_live_kill import waiting
 from tests.test_promises import findings
 
 SESSION_MS = 1000
