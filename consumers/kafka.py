@@ -24,8 +24,8 @@ FIRST_ANSWER_SECONDS = 60.0
 logger = structlog.get_logger()
 
 
-def connect(settings: Settings, *, wait_seconds: float = FIRST_ANSWER_SECONDS) -> Log:
-    """Connect to the brokers that ``broker`` names, waiting for them to come up for ``wait_seconds``. Raises `LogUnavailable`."""
+def connect(settings: Settings) -> Log:
+    """Connect to the brokers that ``broker`` names, waiting a minute for them to come up. Raises `LogUnavailable`."""
     kafka = settings.kafka
     patience = {
         "session_timeout_ms": settings.log.session_timeout_ms,
@@ -37,7 +37,7 @@ def connect(settings: Settings, *, wait_seconds: float = FIRST_ANSWER_SECONDS) -
         "min_insync": kafka.min_insync,
         "security": security(kafka),
     }
-    deadline, pause = time.monotonic() + wait_seconds, 0.5
+    deadline, pause = time.monotonic() + FIRST_ANSWER_SECONDS, 0.5
     while True:
         try:
             return open_log(settings.broker, **patience)

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from streaming.errors import BrokerUnreachable
+from streaming.risks import Risk, risks
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -195,6 +196,10 @@ class Log(abc.ABC):
     @abc.abstractmethod
     def topics(self) -> dict[str, Topic]:
         """Every topic by name."""
+
+    def risks(self, wanted: Iterable[Topic]) -> list[Risk]:
+        """What about the topics that exist would lose data, compared with those wanted."""
+        return risks(wanted, self.topics())
 
     @abc.abstractmethod
     def bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from streaming.log import Bounds, Member, Message, Reader, Topic, TopicPartition, Writer
+    from streaming.risks import Risk
 
 
 class ReadOnlyLog(Log):
@@ -25,6 +26,10 @@ class ReadOnlyLog(Log):
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""
         return self._log.topics()
+
+    def risks(self, wanted: Iterable[Topic]) -> list[Risk]:
+        """As `Log.risks`."""
+        return self._log.risks(wanted)
 
     def bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:
         """As `Log.bounds`."""

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from consumers.opening import connect, endpoint, topics_of
 from consumers.settings import Settings
-from streaming.errors import EndpointError, LogUnavailable
+from streaming.errors import BrokerUnreachable, EndpointError, LogUnavailable
 from streaming.health import Health
 from streaming.metrics import Metrics
 
@@ -64,6 +64,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
         connect(Settings(broker=f"embedded:{tmp_path}/file/x.db"), create=True)
 
 
-def test_a_broker_of_a_later_version_is_a_clear_error() -> None:
-    with pytest.raises(LogUnavailable, match="Kafka"):
-        connect(Settings(broker="kafka:localhost:9092"))
+def test_a_broker_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.kafka.FIRST_ANSWER_SECONDS", 0.0)
+    with pytest.raises(BrokerUnreachable, match=r"kafka:127\.0\.0\.1:1: no broker answers"):
+        connect(Settings.model_validate({"broker": "kafka:127.0.0.1:1", "kafka": {"request_timeout_ms": 500}}))

@@ -56,6 +56,30 @@ def create_topics(
     typer.echo(f"created {len(made)} topics: {', '.join(made)}" if made else "all topics exist already")
 
 
+@app.command("check", epilog="[bold]coldstream topics check --set broker=kafka:localhost:9092[/bold]")
+def check_topics(ctx: typer.Context, config: ConfigFile = None, sets: Sets = None, verbose: Verbose = False) -> None:
+    """Name each setting of an existing topic that would lose data; the exit code is 2 if there is any."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from consumers.opening import connect, topics_of
+
+    settings = configured(ctx, config, sets, verbose).settings
+    with connect(settings, read_only=True) as log:
+        found = log.risks(topics_of(settings).values())
+    if not found:
+        typer.echo("no setting of any topic would lose data")
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("topic", "setting", "is", "should be", "what is lost"):
+        table.add_column(column)
+    for risk in found:
+        table.add_row(*(Text(part) for part in risk))
+    console().print(table)
+    raise typer.Exit(2)
+
+
 def _table(rows: list[tuple[Topic | None, Topic | None]]) -> object:
     from rich import box
     from rich.table import Table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import kafka
 from kafka import errors
@@ -15,10 +15,11 @@ from streaming.errors import BrokerUnreachable, LogError, RecordTooLarge, TopicM
 from streaming.kafka.client import BATCH_BYTES, Client, KafkaOptions
 from streaming.kafka.member import KafkaMember
 from streaming.kafka.reader import KafkaReader
-from streaming.kafka.topics import checked, from_configs, to_configs
+from streaming.kafka.topics import checked, from_configs, own_risks, to_configs
 from streaming.kafka.writer import KafkaWriter
 from streaming.log import Bounds, Log, Member, Message, Reader, Topic, TopicPartition, Writer
 from streaming.partitioner import partition_of
+from streaming.risks import Risk
 
 SETTLE_MS = 3_000
 """How long an offset is waited for that an open transaction may be about to change."""
@@ -83,17 +84,34 @@ class KafkaLog(Log):
         self._refresh()
         return dict(self._known)
 
+    def risks(self, wanted: Iterable[Topic]) -> list[Risk]:
+        """As `Log.risks`, and what only Kafka can get wrong."""
+        topics = list(wanted)
+        described = self._described()
+        found = super().risks(topics)
+        for topic in topics:
+            if topic.name in described:
+                partitions, configs = described[topic.name]
+                found += own_risks(topic, configs, min(len(partition["replica_nodes"]) for partition in partitions))
+        return found
+
     def _refresh(self) -> None:
+        found = {name: from_configs(name, len(partitions), configs) for name, (partitions, configs) in self._described().items()}
+        with self._lock:
+            self._known = found
+
+    def _described(self) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
+        """Partitions and settings of every topic, by Kafka's names."""
         self._require_open()
         with self.client.told("listing topics"), self._lock:
-            described = {topic["name"]: topic for topic in self._admin.describe_topics() if not topic["name"].startswith("__")}
-            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
+            topics = {topic["name"]: topic["partitions"] for topic in self._admin.describe_topics() if not topic["name"].startswith("__")}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]
             configs = self._admin.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
-            self._known = {
-                name: from_configs(name, len(topic["partitions"]), {key: entry["value"] for key, entry in configs[name].items()})
-                for name, topic in described.items()
-                if topic["partitions"] and configs.get(name)
-            }
+        return {
+            name: (partitions, {key: entry["value"] for key, entry in configs[name].items()})
+            for name, partitions in topics.items()
+            if partitions and configs.get(name)
+        }
 
     def _topic(self, name: str) -> Topic:
         if name not in self._known:

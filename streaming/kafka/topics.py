@@ -8,6 +8,7 @@ from typing import Literal
 
 from streaming.kafka.client import BATCH_BYTES
 from streaming.log import Topic
+from streaming.risks import Risk
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 FOREVER = 2**63 - 1
@@ -66,3 +67,23 @@ def from_configs(name: str, partitions: int, configs: Mapping[str, str]) -> Topi
     if cleanup == "compact":
         return Topic(name, partitions, cleanup, bound("delete.retention.ms"), None, limit)
     return Topic(name, partitions, cleanup, bound("retention.ms"), bound("retention.bytes"), limit)
+
+
+def own_risks(topic: Topic, configs: Mapping[str, str], copies: int) -> list[Risk]:
+    """What only Kafka can get wrong about an existing topic that has ``copies`` of each partition."""
+    found: list[Risk] = []
+
+    def risk(setting: str, needed: str, loss: str, value: str | None = None) -> None:
+        found.append(Risk(topic.name, setting, configs[setting] if value is None else value, needed, loss))
+
+    if copies < 2:
+        risk("replication", "2 or more, 3 at best", "all of it goes with the one broker that has it", str(copies))
+    elif int(configs["min.insync.replicas"]) < 2:
+        risk("min.insync.replicas", "2", "a record counts as written when one broker has it, and goes with that broker")
+    if configs["unclean.leader.election.enable"] == "true":
+        risk("unclean.leader.election.enable", "false", "a replica that lags may become leader, without the records it lacks")
+    if configs["message.timestamp.type"] != "LogAppendTime" and "delete" in configs["cleanup.policy"]:
+        risk("message.timestamp.type", "LogAppendTime", "a sender that gives the event's own time has old events deleted on arrival")
+    if topic.cleanup == "compact" and "delete" in configs["cleanup.policy"]:
+        risk("cleanup.policy", "compact", "the state of users who are silent for long would be dropped by age")
+    return found
