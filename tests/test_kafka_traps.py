@@ -1,0 +1,144 @@
+"""What a first version on Apache Kafka falls into, each on a real broker that is made to do its worst."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+
+from streaming.brokers import open_log
+from streaming.errors import BrokerUnreachable, LogError
+from streaming.log import Log, Message, Topic, TopicPartition
+from tests.contract.conftest import everything, values
+from tests.kafka_cluster import KafkaCluster, free_ports
+from tests.kafka_proxy import END_TXN, Proxy
+
+pytestmark = pytest.mark.kafka
+
+SECONDS = 3
+PATIENCE = {"transaction_timeout_ms": SECONDS * 1000, "request_timeout_ms": 2000, "session_timeout_ms": 2000}
+OUT, SOURCE = Topic("out", 2), Topic("source", 2)
+TP = TopicPartition("source", 0)
+
+
+class Setting:
+    """A broker that can also be reached through a proxy, with logs opened on both ways."""
+
+    def __init__(self, cluster: KafkaCluster, proxy: Proxy, through: str) -> None:
+        self.cluster, self.proxy, self.through = cluster, proxy, through
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    client, inner, outer, controller = free_ports(4)
+    names = f"CLIENT://127.0.0.1:{client},OUTER://127.0.0.1:{inner}"
+    settings = {
+        "listeners": f"{names},CONTROLLER://127.0.0.1:{controller}",
+        # Whoever comes by the proxy is sent back to it.
+        "advertised.listeners": f"CLIENT://127.0.0.1:{client},OUTER://127.0.0.1:{outer}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLIENT:PLAINTEXT,OUTER:PLAINTEXT",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "group.min.session.timeout.ms": "200",
+    }
+    with KafkaCluster(tmp_path_factory.mktemp("traps"), ports=[client], settings=settings) as cluster, Proxy(outer, inner) as proxy:
+        with open_log(cluster.url, **PATIENCE) as log:
+            log.create([OUT, SOURCE])
+        yield Setting(cluster, proxy, f"kafka:127.0.0.1:{outer}")
+
+
+@pytest.fixture
+def log(setting: Setting) -> Iterator[Log]:
+    with open_log(setting.cluster.url, **PATIENCE) as log:
+        yield log
+
+
+@pytest.mark.parametrize("lost", ["answer", "request"])
+def test_a_commit_whose_answer_is_lost_is_settled_by_the_next_writer(setting: Setting, log: Log, lost: str) -> None:
+    name = f"lost-{lost}"
+    with open_log(setting.through, **PATIENCE) as behind:
+        writer = behind.writer(name)
+        before = setting.proxy.lost
+        (setting.proxy.lose_answers if lost == "answer" else setting.proxy.lose_requests).add(END_TXN)
+        start = time.monotonic()
+        with pytest.raises(BrokerUnreachable, match=name):
+            writer.commit([Message("out", None, name.encode())], {TP: 7}, name)
+        assert time.monotonic() - start < SECONDS + 4
+        assert setting.proxy.lost > before
+        with pytest.raises(BrokerUnreachable, match="failed before"):
+            writer.commit([Message("out", None, b"again")])
+        setting.proxy.lose_answers.clear()
+        setting.proxy.lose_requests.clear()
+    log.writer(name)
+    took_place = lost == "answer"
+    assert log.committed(name, [TP]) == ({TP: 7} if took_place else {})
+    assert (name.encode() in values(everything(log, "out"))) is took_place
+
+
+def test_a_send_that_failed_fails_the_step(setting: Setting, log: Log) -> None:
+    log.create([Topic("strict", 1), Topic("other", 1)])
+    writer = log.writer("strict")
+    writer.commit([Message("strict", None, b"before")])
+    admin = KafkaAdminClient(bootstrap_servers=setting.cluster.url.removeprefix("kafka:"))
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, "strict", configs={"max.message.bytes": "500"})])
+    admin.close()
+    # Ours is not the only hand that changes a topic: the client still takes the record, the broker does not.
+    with pytest.raises(LogError):
+        writer.commit([Message("other", None, b"lost?"), Message("strict", None, b"x" * 10_000)], {TP: 9}, "strict")
+    log.writer("strict").commit([Message("other", None, b"after")], {TP: 10}, "strict")
+    assert values(everything(log, "other")) == [b"after"], "what was sent before goes with it"
+    assert values(everything(log, "strict")) == [b"before"]
+    assert log.committed("strict", [TP]) == {TP: 10}
+
+
+KILLED = """
+import os, signal, sys
+from streaming.brokers import open_log
+log = open_log(sys.argv[1])
+writer = log.writer("killed")
+writer._producer.begin_transaction()
+writer._producer.send("out", b"never", partition=1).get(10)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_who_follows_one_that_was_killed_in_a_transaction_need_not_wait_for_its_end(setting: Setting, log: Log) -> None:
+    # With the default fifteen seconds for a transaction, so that its own end cannot be what helps.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", KILLED, setting.cluster.url], env=environment, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    start = time.monotonic()
+    writer = log.writer("killed")
+    writer.commit([Message("out", None, b"next", 1)])
+    assert values(everything(log, "out", 1)) == [b"next"]
+    assert time.monotonic() - start < 8
+
+
+def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_on_so_do_we(setting: Setting, log: Log) -> None:
+    writer = log.writer("still")
+    (node,) = setting.cluster.nodes
+    node.send(signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        with pytest.raises(LogError):
+            writer.commit([Message("out", b"still", b"1", 0)], {TP: 3}, "still")
+        with pytest.raises(BrokerUnreachable):
+            log.bounds([TP])
+        assert time.monotonic() - start < 40, "some seconds each, but not for ever"
+    finally:
+        node.send(signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(BrokerUnreachable):
+            log.writer("still").commit([Message("out", b"still", b"2", 0)], {TP: 4}, "still")
+            break
+        assert time.monotonic() < deadline
+    assert [record.value for record in everything(log, "out") if record.key == b"still"][-1] == b"2"
+    assert log.committed("still", [TP]) == {TP: 4}
