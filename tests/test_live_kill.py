@@ -33,7 +33,7 @@ def settings_of(log: Path) -> Settings:
     return small(
         log,
         topics={"partitions": PARTITIONS},
-        worker={"poll_timeout_ms": 20, "linger_ms": 2, "max_users": 11},
+        worker={"poll_timeout_ms": 20, "linger_ms": 2, "max_users": 11, "state_dir": str(log.parent / "state")},
         log={"session_timeout_ms": 1000},
         kafka={"transaction_timeout_ms": 5000, "request_timeout_ms": 3000},
     )
