@@ -131,6 +131,7 @@ class SupportSets:
         """
         for key, value in changes:
             self.held.put(key.decode(), value)
+        self.held.grew(self._staged_growth)
         self.ordinals_given = self.ordinals_after
         self.evicted += sum(value is None for _, value in changes)
         self.discard()
@@ -144,16 +145,24 @@ class SupportSets:
         self._staged_ordinals = self._staged_growth = 0
 
     def restore(self, record: Record) -> None:
-        """Take a record of the changelog, in the order of its offsets. Raises `Malformed` or `FormatMismatch` for one that is none."""
+        """Take a record of the changelog, in the order of its offsets; after the last of them, `restored`.
+
+        Raises `Malformed` or `FormatMismatch` for one that is none.
+        """
         assert record.key is not None, "the changelog is compacted, so every record has a key"  # noqa: S101
-        covered = self.held.covered._replace(offset=record.offset + 1, timestamp=record.timestamp)
+        _, _, changelog, last = self.held.covered
         if record.key == POSITION_KEY:
             position = decode(record.value, Position, what=f"position record of {record.topic}[{record.partition}]")
             self.ordinals_given = position.users
-            covered = covered._replace(changelog=position.changelog, position=record.value)
+            changelog, last = position.changelog, record.value
         else:
             self.held.put(record.key.decode(), record.value)
-        self.held.covered = covered
+        self.held.covered = Covered(record.offset + 1, record.timestamp, changelog, last)
+
+    def restored(self) -> None:
+        """The records of the changelog given to `restore` are all there are for now."""
+        self.settle()
+        self.held.grew(None)
 
     def settle(self, users: int = SETTLE_USERS, seconds: float = SETTLE_SECONDS) -> None:
         """Let a local store write down what only memory has, once so many users changed, or so long after the first of them did.

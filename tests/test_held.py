@@ -89,5 +89,6 @@ def test_both_answer_as_plain_lists_do(todo: list[Change], in_file: bool) -> Non
                 held = Stored(path, PLACE, ordered=True)
                 assert held.set_aside == ""
                 assert held.covered == Covered(number, 1000 + number, "x", b"p%d" % number)
+            held.grew(None)
             agree(held, plain, ordinals)
         held.close()

@@ -159,6 +159,7 @@ def test_while_the_disk_is_full_changes_wait_in_memory(tmp_path: Path, monkeypat
         if number % 100 == 99:
             store.settle(100, math.inf)
     assert "no room for" in store.full
+    store.grew(1900)
     assert (len(store), store.behind) == (1900, 1900)
     assert all(store.value(f"u{number}") == value(number) for number in range(1900))
     store._file.db.execute("PRAGMA max_page_count = 1000000")
@@ -201,7 +202,10 @@ def test_of_a_forgotten_user_the_files_hold_nothing_but_the_marker(tmp_path: Pat
     store.covered = Covered(302, 1, "x", b"p")
     store.settle()
     assert not any(b"very-private" in file.read_bytes() for file in tmp_path.iterdir())
+    store.grew(-1)
     assert (store.value("u7"), store.since("u7"), len(store)) == (None, 9, 299)
+    store.grew(None)
+    assert len(store) == 299
     store.close()
 
 

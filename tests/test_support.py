@@ -49,6 +49,7 @@ def restored(sets: SupportSets, path: Path | None, changelog: Changelog, *, kill
     assert (again.covered.offset == len(changelog)) == (path is not None and not killed) or not changelog
     for record in compacted(changelog, again.covered.offset):
         again.restore(record)
+    again.restored()
     assert again.position == sets.position
     return again
 

@@ -100,6 +100,7 @@ class StoreFile:
             raise StoreError(f"worker.state_dir: {self.path} cannot have a write-ahead log; put it on a local disk")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * _PAGE_BYTES}")
         db.execute("BEGIN IMMEDIATE")
         try:
             if not tables:

@@ -66,6 +66,10 @@ class Held(abc.ABC):
         """Take a value of the changelog: a support set, a marker, or None, which removes the user."""
 
     @abc.abstractmethod
+    def grew(self, users: int | None) -> None:
+        """By how many users ``len`` grew with what was put since the last call; None where nobody knows, so that they are counted."""
+
+    @abc.abstractmethod
     def user_of(self, ordinal: int) -> str | None:
         """The user whose support set has this ordinal; None where there is none, or not any more."""
 
@@ -131,6 +135,9 @@ class InMemory(Held):
         elif found.ordinal is not None and value is not None:
             self._values[user] = value
             self._users[found.ordinal] = user
+
+    def grew(self, users: int | None) -> None:
+        """Nothing to do: they are counted at any time."""
 
     def user_of(self, ordinal: int) -> str | None:
         """As `Held.user_of`."""

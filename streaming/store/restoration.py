@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streaming.support import SupportSets
 
 AT_ONCE = 1000
-BULK_USERS = 50_000
+BULK_USERS = 25_000
 BULK_SECONDS = 0.5
 """In slices of this length or longer, so many users' changes may wait in memory for the local store."""
 
@@ -139,7 +139,7 @@ class Restoration:
             if time.monotonic() >= ends:
                 break
         if self.done:
-            self._sets.settle()
+            self._sets.restored()
         return self.done
 
     def close(self) -> None:

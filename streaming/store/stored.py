@@ -17,12 +17,14 @@ MOST_WAITING = 100_000
 
 _AGAIN_SECONDS = 5.0
 _AT_ONCE = 256
+_UPSERT = """INSERT INTO users VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (ordinal) DO UPDATE SET changed = excluded.changed, crc = excluded.crc, value = excluded.value
+    ON CONFLICT (user) DO UPDATE SET ordinal = excluded.ordinal, changed = excluded.changed, crc = excluded.crc, value = excluded.value"""
 
 
 class _Waiting(NamedTuple):
-    """A user's last change: the ordinal under which the file has the user, the one there is now, the marker's offset, the support set."""
+    """A user's last change: the ordinal there is now, the offset of a marker, the support set."""
 
-    row: int | None
     ordinal: int | None
     since: int
     value: bytes | None
@@ -50,12 +52,14 @@ class Stored(Held):
         self._users: dict[int, str] = {}
         self._begun = self._again = 0.0
         self._passed = -1
+        self._count = 0
         self.covered = self._written = self._file.covered()
         index = "CREATE INDEX IF NOT EXISTS by_change ON users (changed)" if self._ordered else "DROP INDEX IF EXISTS by_change"
         with self._file.meaning():
             self._file.db.execute(index)
-            self._count: int = self._file.db.execute("SELECT count(*) FROM users").fetchone()[0]
+            self._marked: bool = self._file.db.execute("SELECT 1 FROM markers").fetchone() is not None
             self._changes: int = self._file.db.execute("SELECT changes FROM meta").fetchone()[0]
+        self.grew(None)
 
     @property
     def set_aside(self) -> str:
@@ -95,25 +99,26 @@ class Stored(Held):
     def put(self, user: str, value: bytes | None) -> None:
         """As `Held.put`."""
         found = None if value is None else head(value, user)
-        before = self._waiting.get(user)
-        row = self._row(user) if before is None else before.row
-        had = row if before is None else before.ordinal
-        if before is not None:
-            # Taken out, so that the order of waiting is the order of last changes.
-            del self._waiting[user]
-            if before.ordinal is not None:
-                self._users.pop(before.ordinal, None)
+        # Taken out, so that the order of waiting is the order of last changes.
+        before = self._waiting.pop(user, None)
+        if before is not None and before.ordinal is not None:
+            self._users.pop(before.ordinal, None)
         if found is None or found.ordinal is None:
-            self._waiting[user] = _Waiting(row, None, (found.forgotten or 0) if found else 0, None)
+            self._waiting[user] = _Waiting(None, (found.forgotten or 0) if found else 0, None)
         else:
-            self._waiting[user] = _Waiting(row, found.ordinal, 0, value)
+            self._waiting[user] = _Waiting(found.ordinal, 0, value)
             self._users[found.ordinal] = user
-        self._count += (self._waiting[user].ordinal is not None) - (had is not None)
 
-    def _row(self, user: str) -> int | None:
+    def grew(self, users: int | None) -> None:
+        """As `Held.grew`."""
+        if users is not None:
+            self._count += users
+            return
         with self._file.meaning():
-            row = self._file.db.execute("SELECT ordinal FROM users WHERE user = ?", (user,)).fetchone()
-        return None if row is None else int(row[0])
+            (self._count,) = self._file.db.execute("SELECT count(*) FROM users").fetchone()
+            for user, waiting in self._waiting.items():
+                row = self._file.db.execute("SELECT 1 FROM users WHERE user = ?", (user,)).fetchone()
+                self._count += (waiting.ordinal is not None) - (row is not None)
 
     def user_of(self, ordinal: int) -> str | None:
         """As `Held.user_of`."""
@@ -171,8 +176,7 @@ class Stored(Held):
 
     def _write(self) -> None:
         file, db = self._file, self._file.db
-        moved = [(waiting.row,) for waiting in self._waiting.values() if waiting.row is not None and waiting.row != waiting.ordinal]
-        back = [(user,) for user, waiting in self._waiting.items() if waiting.row is None]
+        gone = [(user,) for user, waiting in self._waiting.items() if waiting.ordinal is None]
         marks = [(user, waiting.since) for user, waiting in self._waiting.items() if waiting.since]
         sets = [
             (waiting.ordinal, user, change, zlib.crc32(waiting.value), waiting.value)
@@ -185,13 +189,10 @@ class Stored(Held):
         with file.meaning():
             db.execute("BEGIN IMMEDIATE")
             try:
-                db.executemany("DELETE FROM users WHERE ordinal = ?", moved)
-                db.executemany("DELETE FROM markers WHERE user = ?", back)
-                db.executemany(
-                    """INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT (ordinal)
-                       DO UPDATE SET changed = excluded.changed, crc = excluded.crc, value = excluded.value""",
-                    sets,
-                )
+                db.executemany("DELETE FROM users WHERE user = ?", gone)
+                if self._marked:
+                    db.executemany("DELETE FROM markers WHERE user = ?", [(user,) for user in self._waiting])
+                db.executemany(_UPSERT, sets)
                 db.executemany("INSERT OR REPLACE INTO markers VALUES (?, ?)", marks)
                 db.execute("UPDATE meta SET covered = ?, timestamp = ?, changelog = ?, position = ?, changes = ?", (*self.covered, changes))
                 db.execute("COMMIT")
@@ -200,6 +201,7 @@ class Stored(Held):
             if marks:
                 # The log of writes still has what they were forgotten with.
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._marked = self._marked or bool(marks)
         self._changes = changes
         self._written = self.covered
         self._waiting, self._users = {}, {}
