@@ -94,7 +94,8 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
     root.handlers[:] = [handler]
     root.setLevel(number)
     logging.captureWarnings(capture=True)
-    # A client's own chatter is of use only when something is being looked for.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL if number > logging.DEBUG else number)
+    # A client's own chatter is of use only when something is being looked for. What it says at debug holds whole requests, and one of
+    # them the password.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL if number > logging.DEBUG else logging.INFO)
     # What matplotlib says at debug is about its fonts.
     logging.getLogger("matplotlib").setLevel(max(number, logging.WARNING))

@@ -43,6 +43,10 @@ class BrokerUnreachable(LogUnavailable):
     """The broker does not answer now. Trying again may help; what was being done may or may not have taken place."""
 
 
+class AccessRefused(LogUnavailable):
+    """The broker does not take us as who we say we are, or we it; or this user may not do what was asked. Trying again does not help."""
+
+
 class OtherSettings(StreamError):
     """The log's model was made with other settings than this process has."""
 

@@ -11,9 +11,10 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from streaming.errors import BrokerUnreachable, LogError, RecordTooLarge, TopicMismatch, UnknownTopic
+from streaming.errors import AccessRefused, BrokerUnreachable, LogError, RecordTooLarge, TopicMismatch, UnknownTopic
 from streaming.kafka.client import BATCH_BYTES, Client, KafkaOptions
 from streaming.kafka.member import KafkaMember
+from streaming.kafka.probe import greet
 from streaming.kafka.reader import KafkaReader
 from streaming.kafka.topics import checked, from_configs, own_risks, to_configs
 from streaming.kafka.writer import KafkaWriter
@@ -38,6 +39,7 @@ class KafkaLog(Log):
         self._groups: dict[str, kafka.KafkaConsumer] = {}
         self._appender: kafka.KafkaProducer | None = None
         self._closed = False
+        greet(self.client.servers, self.client.options.security)
         try:
             self._admin = KafkaAdminClient(**self.client.common())
         except (errors.KafkaError, OSError) as error:
@@ -60,7 +62,8 @@ class KafkaLog(Log):
             if topic.name not in self._known
         }
         if missing:
-            with self.client.told(f"creating {', '.join(missing)}"):
+            self._require_visible(missing)
+            with self.client.told(f"creating {', '.join(missing)}", "CREATE"):
                 try:
                     self._admin.create_topics(missing, timeout_ms=options.request_timeout_ms, wait_for_metadata=True)
                 except errors.TopicAlreadyExistsError:
@@ -103,7 +106,7 @@ class KafkaLog(Log):
     def _described(self) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
         """Partitions and settings of every topic, by Kafka's names."""
         self._require_open()
-        with self.client.told("listing topics"), self._lock:
+        with self.client.told("listing topics", "DESCRIBE"), self._lock:
             topics = {topic["name"]: topic["partitions"] for topic in self._admin.describe_topics() if not topic["name"].startswith("__")}
             resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]
             configs = self._admin.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
@@ -113,10 +116,23 @@ class KafkaLog(Log):
             if partitions and configs.get(name)
         }
 
+    def _require_visible(self, names: Iterable[str]) -> None:
+        """Raise `AccessRefused` for topics that may well exist, were we allowed to look."""
+        wanted = list(names)
+        with self.client.told(f"looking for {', '.join(wanted)}", "DESCRIBE"), self._lock:
+            codes = {topic["name"]: topic["error_code"] for topic in self._admin.describe_topics(wanted)}
+        for right, code in (("DESCRIBE", errors.TopicAuthorizationFailedError.errno), ("DESCRIBE_CONFIGS", errors.NoError.errno)):
+            if hidden := sorted(name for name in wanted if codes.get(name) == code):
+                raise AccessRefused(
+                    f"{self.client.options.security.who()} needs {right} of the topics {', '.join(hidden)}; docs/security.md lists what "
+                    f"each process needs ({self.client.place})"
+                )
+
     def _topic(self, name: str) -> Topic:
         if name not in self._known:
             self._refresh()
         if name not in self._known:
+            self._require_visible([name])
             raise UnknownTopic(f"topic {name} does not exist ({self.client.place})")
         return self._known[name]
 
@@ -152,7 +168,7 @@ class KafkaLog(Log):
         if not wanted:
             return {}
         partitions = [kafka.TopicPartition(*tp) for tp in wanted]
-        with self.client.told("looking up offsets"):
+        with self.client.told("looking up offsets", "DESCRIBE"):
             start, end = (
                 self._admin.list_partition_offsets(dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_COMMITTED)
                 for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
@@ -166,7 +182,7 @@ class KafkaLog(Log):
             self.require(tp)
         if not wanted:
             return {}
-        with self.client.told(f"looking up offsets of group {group}"), self._lock:
+        with self.client.told(f"looking up offsets of group {group}", "DESCRIBE"), self._lock:
             try:
                 found = self._settled_offsets(group, wanted)
             except errors.KafkaTimeoutError:
@@ -191,7 +207,7 @@ class KafkaLog(Log):
         placed = self.placed(messages)
         if not placed:
             return []
-        with self.client.told("appending"), self._lock:
+        with self.client.told("appending", "WRITE"), self._lock:
             if self._appender is None:
                 options = self.client.options
                 self._appender = kafka.KafkaProducer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 
 from kafka import errors
 
-from streaming.errors import BrokerUnreachable, Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
+from streaming.errors import AccessRefused, BrokerUnreachable, Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
+from streaming.kafka.probe import greet
 
 BATCH_BYTES = 65_536
 """Largest batch of small records that a producer sends; a larger record goes alone. Topics have room for it beside their largest record."""
@@ -48,12 +50,23 @@ class Security:
         """As kafka-python takes them. Raises `LogUnavailable` for files that cannot be used, by name."""
         found: dict[str, Any] = {"security_protocol": self.protocol}
         if self.protocol.endswith("SSL"):
-            found |= {"ssl_context": self._context(), "ssl_check_hostname": self.check_hostname}
+            found |= {"ssl_context": self.context(), "ssl_check_hostname": self.check_hostname}
         if self.protocol.startswith("SASL"):
-            found |= {"sasl_mechanism": self.mechanism, "sasl_plain_username": self.username, "sasl_plain_password": self.password}
+            found |= self.sasl()
         return found
 
-    def _context(self) -> ssl.SSLContext:
+    def who(self) -> str:
+        """Who we are, in words."""
+        if self.protocol.startswith("SASL"):
+            return f"the user {self.username}"
+        return f"whom {self.cert_file} names" if self.cert_file else "who says no name"
+
+    def sasl(self) -> dict[str, str]:
+        """Who we are, as kafka-python takes it."""
+        return {"sasl_mechanism": self.mechanism, "sasl_plain_username": self.username, "sasl_plain_password": self.password}
+
+    def context(self) -> ssl.SSLContext:
+        """Whom we trust, and our own certificate. Raises `LogUnavailable` for files that cannot be used, by name."""
         context = ssl.create_default_context()
         context.check_hostname = self.check_hostname
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -113,24 +126,56 @@ class Client:
         return self._common | more
 
     @contextlib.contextmanager
-    def told(self, what: str) -> Iterator[None]:
-        """Turn what kafka-python raises in the block into errors of this package; ``what`` names what was being done."""
+    def told(self, what: str, right: str) -> Iterator[None]:
+        """Turn what kafka-python raises in the block into errors of this package.
+
+        ``what`` names what was being done, ``right`` the operation of Kafka's that whoever does it must be allowed.
+        """
         try:
             yield
         except errors.KafkaError as error:
-            raise translated(error, what, self.place) from error
+            found = self.translated(error, what, right)
+            if isinstance(found, BrokerUnreachable) and self.options.security.protocol != "PLAINTEXT":
+                # kafka-python tells neither a password that is no longer taken nor a certificate that ran out from a broker that is gone.
+                with contextlib.suppress(BrokerUnreachable):
+                    greet(self.servers, self.options.security)
+            raise found from error
+
+    def translated(self, error: errors.KafkaError, what: str, right: str) -> LogError:
+        """The error of this package that says what ``error`` of kafka-python means; ``what`` and ``right`` are as `told` takes them."""
+        text = f"{what}: {type(error).__name__.removesuffix('Error')}: {error}"
+        # A producer that was fenced a moment ago says only that it failed before; the reason stands among what it says.
+        if isinstance(error, FENCED) or any(isinstance(cause, FENCED) for cause in error.args):
+            return Fenced(text)
+        if isinstance(error, errors.MessageSizeTooLargeError | errors.RecordListTooLargeError):
+            return RecordTooLarge(text)
+        if isinstance(error, errors.UnknownTopicOrPartitionError | errors.UnknownTopicIdError):
+            return UnknownTopic(text)
+        if isinstance(error, errors.SaslAuthenticationFailedError):
+            return AccessRefused(f"{text} ({self.place}); see kafka.username and the password")
+        # Some come as plain errors with the real one's name in their text.
+        if refused := _REFUSED.search(text):
+            return AccessRefused(
+                f"{what}: {self.options.security.who()} may not: {_missing(refused[1], error, text, right)}; "
+                f"docs/security.md lists what each process needs ({self.place})"
+            )
+        return BrokerUnreachable(f"{text} ({self.place})")
 
 
-def translated(error: errors.KafkaError, what: str, place: str) -> LogError:
-    """The error of this package that says what ``error`` of kafka-python means for whoever was doing ``what``."""
-    text = f"{what}: {type(error).__name__.removesuffix('Error')}: {error}"
-    # A producer that was fenced a moment ago says only that it failed before; the reason stands among what it says.
-    if isinstance(error, FENCED) or any(isinstance(cause, FENCED) for cause in error.args):
-        return Fenced(text)
-    if isinstance(error, errors.MessageSizeTooLargeError | errors.RecordListTooLargeError):
-        return RecordTooLarge(text)
-    if isinstance(error, errors.UnknownTopicOrPartitionError | errors.UnknownTopicIdError):
-        return UnknownTopic(text)
-    if isinstance(error, errors.SaslAuthenticationFailedError | errors.AuthorizationError):
-        return LogError(f"{text}; the broker at {place} refuses this user: see kafka.username and the ACLs that docs/security.md lists")
-    return BrokerUnreachable(f"{text} ({place})")
+_REFUSED = re.compile(r"(Topic|Group|TransactionalId|Cluster)AuthorizationFailed")
+
+
+def _missing(kind: str, error: errors.KafkaError, text: str, right: str) -> str:
+    """The right that is missing, by Kafka's names."""
+    given = error.args[0] if isinstance(error, errors.AuthorizationError) and error.args else None
+    names = " " + ", ".join(sorted(given)) if isinstance(given, set | frozenset) else ""
+    if kind == "Topic":
+        if "TxnOffsetCommit" in text:
+            return "it needs READ of the topics whose offsets it commits"
+        return f"it needs {right} of the topic{names or 's named'}"
+    if kind == "Group":
+        group = f" {given}" if isinstance(given, str) else ""
+        return f"it needs {'READ' if right == 'WRITE' else right} of the group{group}"
+    if kind == "TransactionalId":
+        return "it needs WRITE of this transactional id"
+    return f"it needs {right} of the topic, or of the cluster"

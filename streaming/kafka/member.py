@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import kafka
 import structlog
+from kafka import errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import MemberState
 
@@ -55,12 +56,13 @@ class KafkaMember(Member):
         self._group = group
         self._topic = topic
         self._closing = threading.Event()
+        self._refused: LogError | None = None
         self._last = Assignment(group, topic, "", -1, frozenset())
         self._listener = _Listener()
         self._asked = time.monotonic()
         options = log.client.options
         self._patience = options.max_poll_interval_ms / 1000
-        with log.client.told(f"joining group {group}"):
+        with log.client.told(f"joining group {group}", "READ"):
             self._consumer = kafka.KafkaConsumer(
                 **log.client.common(
                     group_id=group,
@@ -94,6 +96,9 @@ class KafkaMember(Member):
                 self._consumer.poll(timeout_ms=REJOIN_POLL_MS if moving else STABLE_POLL_MS, max_records=1)
                 if owned := self._consumer.assignment():
                     self._consumer.pause(*owned)
+            except (errors.AuthorizationError, errors.SaslAuthenticationFailedError) as error:
+                self._refused = self._log.client.translated(error, f"taking part in group {self._group}", "READ")
+                return
             except Exception as error:  # noqa: BLE001 - closing takes the ground from under a poll, and else it must go on taking part
                 if self._closing.is_set():
                     return
@@ -104,6 +109,8 @@ class KafkaMember(Member):
         """As `Member.assignment`."""
         if self._closing.is_set():
             raise LogError(f"this membership of group {self._group} has ended")
+        if self._refused is not None:
+            raise self._refused
         self._asked = time.monotonic()
         before = self._consumer.group_metadata()
         owned = self._consumer.assignment()

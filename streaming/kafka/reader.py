@@ -24,7 +24,7 @@ class KafkaReader(Reader):
         self._positions: dict[TopicPartition, int] = {}
         """Where reading began, by partition; kept only to tell what was asked for."""
         self._paused: frozenset[TopicPartition] = frozenset()
-        with log.client.told("opening a reader"):
+        with log.client.told("opening a reader", "READ"):
             self._consumer = kafka.KafkaConsumer(
                 **log.client.common(
                     group_id=None,
@@ -45,7 +45,7 @@ class KafkaReader(Reader):
             self._log.require(tp)
         self._positions = dict(positions)
         self._paused = frozenset()
-        with self._log.client.told("assigning partitions"):
+        with self._log.client.told("assigning partitions", "READ"):
             self._consumer.assign([kafka.TopicPartition(*tp) for tp in positions])
             for tp, position in positions.items():
                 if position >= 0:
@@ -64,7 +64,7 @@ class KafkaReader(Reader):
             if position < 0:
                 raise OffsetOutOfRange(f"{tp.topic}/{tp.partition}: position {position} is before the first record")
         self._restrict(frozenset(self._positions.keys() - wanted))
-        with self._log.client.told("reading"):
+        with self._log.client.told("reading", "READ"):
             try:
                 found = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records)
             except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as error:

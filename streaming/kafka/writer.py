@@ -16,7 +16,7 @@ from kafka import errors
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from streaming.errors import BrokerUnreachable, Fenced, LogError
-from streaming.kafka.client import BATCH_BYTES, translated
+from streaming.kafka.client import BATCH_BYTES
 from streaming.log import Assignment, Message, TopicPartition, Writer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class KafkaWriter(Writer):
         self._failed: LogError | None = None
         options = log.client.options
         self._seconds = options.transaction_timeout_ms / 1000
-        with log.client.told(f"opening the writer {transactional_id}"):
+        with log.client.told(f"opening the writer {transactional_id}", "WRITE"):
             self._producer = kafka.KafkaProducer(
                 **log.client.common(
                     transactional_id=transactional_id,
@@ -82,7 +82,7 @@ class KafkaWriter(Writer):
             self._give_up()
             raise
         except errors.KafkaError as error:
-            self._failed = translated(error, f"the transaction of {self._id}", self._log.client.place)
+            self._failed = self._log.client.translated(error, f"the transaction of {self._id}", "WRITE")
             self._give_up()
             raise self._failed from error
 
