@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streaming.sources import Source
 
 SETTINGS = Path(__file__).with_name("demo.toml")
+COLUMNS = Mapped("user_id", "item_id", "rating", "timestamp")
 
 
 class Files(NamedTuple):
@@ -40,18 +41,18 @@ class Files(NamedTuple):
         return cls(out / "log.db", out / "journal.jsonl", out / "settings.json", out / "report.json")
 
 
-def begin(settings: Settings, out: Path) -> bool:
+def begin(settings: Settings, out: Path, *, anew: bool = False) -> bool:
     """Make the folder ready; say whether an interrupted run goes on there.
 
-    A finished demo, and one begun with other settings, starts anew. Raises `SourceError` for a folder with a log that is no demo's, which
-    would be lost.
+    A finished demo, and one begun with other settings, starts anew, and with ``anew`` every one does. Raises `SourceError` for a folder
+    with a log that is no demo's, which would be lost.
     """
     files = Files.under(out)
     out.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps(public(settings), indent=1, sort_keys=True)
     if files.log.exists() and not files.settings.exists():
         raise SourceError(f"{files.log} is a log, but not one that a demo left; name another folder with --out")
-    goes_on = files.log.exists() and not files.report.exists() and files.settings.read_text() == wanted
+    goes_on = not anew and files.log.exists() and not files.report.exists() and files.settings.read_text() == wanted
     if not goes_on:
         for path in (files.report, files.journal, *out.glob(files.log.name + "*"), out / "report.html"):
             path.unlink(missing_ok=True)
@@ -62,11 +63,10 @@ def begin(settings: Settings, out: Path) -> bool:
 def fill(system: System, data: Path, stop: Stop) -> None:
     """Fill users, items and interactions, the last in order of time. What an earlier run sent is not sent again."""
     limits = system.settings.event_limits()
-    columns = Mapped("user_id", "item_id", "rating", "timestamp")
     sources: dict[str, Source] = {
         "users": profile_source(data / "ml-100k.user", id_column="user_id", limits=limits),
         "items": profile_source(data / "ml-100k.item", id_column="item_id", limits=limits),
-        "interactions": interaction_source(data / "ml-100k.inter", columns=columns, timestamps="s", limits=limits),
+        "interactions": interaction_source(data / "ml-100k.inter", columns=COLUMNS, timestamps="s", limits=limits),
     }
     for into, source in sources.items():
         result = replay(

@@ -1,0 +1,35 @@
+"""``python -m consumers.tied worker ...`` is ``coldstream worker ...``, tied to whoever started it by standard input.
+
+Once that ends, be it because the other end was killed, the command is asked to stop as by SIGTERM, and soon after ended. Unlike a signal
+at a parent's death, a pipe works on every system and whatever thread made the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from consumers.cli import execute
+
+GRACE_SECONDS = 5.0
+
+
+def main() -> None:
+    """Run the command line of this process, tied."""
+    threading.Thread(target=_hold_on, name="tied", daemon=True).start()
+    sys.exit(execute())
+
+
+def _hold_on() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
