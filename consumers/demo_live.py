@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
-from consumers.demo import COLUMNS, begin
+from consumers.demo_files import COLUMNS, begin, require_data
 from consumers.inspection import as_toml, effective, public
 from consumers.opening import connect, topics_of
 from consumers.processes import Process, ProcessEnded, Processes
 from streaming.codec import decode
-from streaming.errors import Refused, SourceError
+from streaming.errors import Refused
 from streaming.events import ReplayPosition
 from streaming.journal import History
 from streaming.log import TopicPartition, present
-from streaming.report import build_report, write_report
 from streaming.sources import interaction_source
 from streaming.timeorder import by_time
 
@@ -67,8 +66,7 @@ def demo_live(
     `SourceError` where the data is not there, and `Refused` for a log that has interactions already.
     """
     settings = loaded.settings
-    if not (data / "ml-100k.inter").exists():
-        raise SourceError(f"{data}: MovieLens-100K is not there; `make data` fetches it")
+    require_data(data)
     begin(settings, out, anew=True)
     with ExitStack() as stack:
         log = stack.enter_context(connect(settings, create=True))
@@ -81,6 +79,9 @@ def demo_live(
             return None
         history, whole = run.history(), all(worker.code is None for worker in run.workers)
         run.processes.close()
+        # Only now: the peers and the drawing of plots take long to load, and nobody waits any more.
+        from streaming.report import build_report, write_report
+
         report = build_report(log, public(settings), history, limits=settings.event_limits(), prefix=settings.topic_prefix)
     if not whole:
         # What a killed worker had counted is not known.

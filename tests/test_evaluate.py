@@ -351,7 +351,7 @@ def test_the_paper_preset_trains_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_demo_serve_both_data_sets() -> None:
-    from consumers.demo import SETTINGS
+    from consumers.demo_files import SETTINGS
 
     schema = load_settings(SETTINGS).settings.feature_schema
     assert {"age", "gender", "occupation"} <= set(schema.user)

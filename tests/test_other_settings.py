@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from consumers import cli
-from consumers.demo import begin
+from consumers.demo_files import begin
 from consumers.exits import Exit
 from consumers.settings import Settings
 from streaming.errors import SourceError

@@ -52,8 +52,7 @@ def command(
     With --workers or --broker it runs as in production: each process on its own, over four partitions (topics.partitions in --config
     for others). Such a run always starts anew, and the log must be empty.
     """
-    from consumers.demo import SETTINGS, begin, demo
-    from consumers.stop import Stop
+    from consumers.demo_files import SETTINGS, begin
 
     live = workers is not None or broker is not None
     out = out or Path("runs/demo-live" if live else "runs/demo")
@@ -78,7 +77,9 @@ def command(
     settings = loaded.settings
     if begin(settings, out):
         typer.echo(f"going on with the run in {out}")
+    from consumers.demo import demo
     from consumers.progress import StepBar
+    from consumers.stop import Stop
 
     with Stop() as stop, StepBar(console()) as bar:
         report = demo(settings, data, out, stop, events=events, on_step=bar.step)

@@ -38,7 +38,7 @@ def command(
     docs/evaluation.md says how users and items are split. Its settings are those of the demo (consumers/demo.toml); --config names others.
     """
     from consumers.datasets import load
-    from consumers.demo import SETTINGS
+    from consumers.demo_files import SETTINGS
     from consumers.evaluate import evaluate
     from consumers.evaluation_report import EpochBar, results_table, write
 
