@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -52,35 +54,37 @@ class KafkaLog(Log):
             checked(topic)
         self._refresh()
         options = self.client.options
-        missing = {
-            topic.name: {
-                "num_partitions": topic.partitions,
-                "replication_factor": options.replication or -1,
-                "configs": to_configs(topic, options.min_insync),
-            }
-            for topic in wanted
-            if topic.name not in self._known
-        }
-        if missing:
+        deadline = time.monotonic() + options.request_timeout_ms / 1000
+        while missing := {topic.name: topic for topic in wanted if topic.name not in self._known}:
             self._require_visible(missing)
-            with self.client.told(f"creating {', '.join(missing)}", "CREATE"):
-                try:
-                    self._admin.create_topics(missing, timeout_ms=options.request_timeout_ms, wait_for_metadata=True)
-                except errors.TopicAlreadyExistsError:
-                    # Another process was faster; it may have made some of them only.
-                    if len(missing) > 1:
-                        self.create(wanted)
-                        return
+            self._make(missing.values())
             self._refresh()
+            # What one broker has made another hears of a moment later.
+            if missing.keys() - self._known.keys():
+                if time.monotonic() > deadline:
+                    raise BrokerUnreachable(f"{', '.join(missing)}: created, but not all brokers know of it yet ({self.client.place})")
+                time.sleep(0.1)
         for topic in wanted:
-            found = self._known.get(topic.name)
-            if found is None:
-                raise BrokerUnreachable(f"topic {topic.name} was created but is not known to the broker yet ({self.client.place})")
+            found = self._known[topic.name]
             if (found.partitions, found.cleanup) != (topic.partitions, topic.cleanup):
                 raise TopicMismatch(
                     f"topic {topic.name} has {found.partitions} partitions and cleanup {found.cleanup}, "
                     f"not {topic.partitions} and {topic.cleanup}"
                 )
+
+    def _make(self, topics: Iterable[Topic]) -> None:
+        options = self.client.options
+        wanted = {
+            topic.name: {
+                "num_partitions": topic.partitions,
+                "replication_factor": options.replication or -1,
+                "configs": to_configs(topic, options.min_insync),
+            }
+            for topic in topics
+        }
+        # Another process may have been faster, with some of them or with all.
+        with self.client.told(f"creating {', '.join(wanted)}", "CREATE"), contextlib.suppress(errors.TopicAlreadyExistsError):
+            self._admin.create_topics(wanted, timeout_ms=options.request_timeout_ms)
 
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""
