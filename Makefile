@@ -25,13 +25,16 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo test lint types format ci ablation evaluate kill-demo bench kafka kafka-cluster kafka-down lock test-lowest prometheus clean
+.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-restore kafka kafka-cluster kafka-down lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: data ## run the system over all of MovieLens-100K; leaves runs/demo/report.html
 	$(BIN)/coldstream demo --data $(DATA) --out runs/demo $(ARGS)
+
+demo-kafka: data ## the same on a real Apache Kafka, each process on its own, with a live view of all (needs Java 17 and Maven)
+	@$(BIN)/python -m tests.kafka_demo --data $(DATA) --out runs/demo-kafka $(ARGS)
 
 test: $(ENV) ## run all tests
 	@$(MAKE) --no-print-directory prometheus || echo "the tests that need Prometheus are skipped"
@@ -63,6 +66,9 @@ kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scor
 
 bench: $(ENV) ## measure speed: the embedded log
 	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
+
+bench-restore: $(ENV) ## measure restoring: a million users' support sets from the changelog (4 GB of disk for a while)
+	$(BIN)/python -m benchmarks.restore $(ARGS)
 
 kafka: $(ENV) ## start a real Apache Kafka of one node on 127.0.0.1:9092 (needs Java 17 and Maven)
 	@$(BIN)/python -m tests.kafka_cluster up .kafka/local $(ARGS)

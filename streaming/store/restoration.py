@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streaming.support import SupportSets
 
 AT_ONCE = 1000
-BULK_USERS = 25_000
+BULK_USERS = 16_000
 BULK_SECONDS = 0.5
 """In slices of this length or longer, so many users' changes may wait in memory for the local store."""
 
