@@ -25,7 +25,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench kafka kafka-cluster kafka-down lock test-lowest prometheus clean
+.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-restore kafka kafka-cluster kafka-down lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scor
 
 bench: $(ENV) ## measure speed: the embedded log
 	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
+
+bench-restore: $(ENV) ## measure restoring: a million users' support sets from the changelog (4 GB of disk for a while)
+	$(BIN)/python -m benchmarks.restore $(ARGS)
 
 kafka: $(ENV) ## start a real Apache Kafka of one node on 127.0.0.1:9092 (needs Java 17 and Maven)
 	@$(BIN)/python -m tests.kafka_cluster up .kafka/local $(ARGS)
