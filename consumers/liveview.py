@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from rich import box
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +38,8 @@ class LiveView:
     def look(self, view: View) -> None:
         """Take in how they stand."""
         if self._live is not None:
-            self._live.update(table(view), refresh=True)
+            said = [Text(f" {process.name}: {process.said}", style="dim") for process in view.processes if process.said]
+            self._live.update(Group(table(view), *said), refresh=True)
         elif time.monotonic() - self._told > LINE_SECONDS or view.scored >= view.total:
             self._told = time.monotonic()
             for line in lines(view):
@@ -66,9 +68,6 @@ def table(view: View) -> Table:
     for process in view.processes:
         state = Text(process.seen.state, style="green" if process.seen.ready or process.seen.state == "done" else "yellow")
         made.add_row(process.name, state, *(value or "–" for value in cells(process, view)))
-    for process in view.processes:
-        if process.said:
-            made.add_row(process.name, Text(process.said, style="dim"))
     return made
 
 
