@@ -25,7 +25,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-restore kafka kafka-cluster kafka-down lock test-lowest prometheus clean
+.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-restore kafka chaos kafka-cluster kafka-down lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench: $(ENV) ## measure speed: the embedded log
 
 bench-restore: $(ENV) ## measure restoring: a million users' support sets from the changelog (4 GB of disk for a while)
 	$(BIN)/python -m benchmarks.restore $(ARGS)
+
+chaos: $(ENV) ## ten runs of 100,000 events on three brokers, disturbed at random moments (hours)
+	$(BIN)/python -m tests.chaos $(or $(ARGS),$(foreach seed,1 2 3 4 5 6 7 8 9 10,--seed $(seed)))
 
 kafka: $(ENV) ## start a real Apache Kafka of one node on 127.0.0.1:9092 (needs Java 17 and Maven)
 	@$(BIN)/python -m tests.kafka_cluster up .kafka/local $(ARGS)

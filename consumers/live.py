@@ -33,18 +33,25 @@ def run_worker(system: System, stop: Stop) -> None:
     A step that another worker's takeover made void is dropped, and the partition, if it is still ours, is taken over anew. So is one whose
     commit was not answered: opening the partition's writer settles it, and the committed offset says which way.
     """
-    worker, topic = system.worker(), system.topics["interactions"]
-    requests, patience = Requests(worker, system.topics["scores"].max_record_bytes), Patience()
+    patience = Patience()
     with ExitStack() as stack:
-        reader = stack.enter_context(system.log.reader())
-        moving = stack.enter_context(closing(Moving(system, worker, requests, reader)))
-        member = stack.enter_context(system.log.member(system.settings.group_id, topic.name))
-        while not stop:
+        opened = patience.until(stop, lambda: open_worker(system, stack))
+        while opened is not None and not stop:
             try:
-                score(system, stop, worker, requests, reader, member, moving)
+                score(system, stop, *opened)
             except BrokerUnreachable as error:
-                moving.start_over()
+                opened[-1].start_over()
                 patience.wait(stop, error)
+
+
+def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Reader, Member, Moving]:
+    """All that a worker works with, without partitions yet; ``stack`` closes it."""
+    worker = system.worker()
+    requests = Requests(worker, system.topics["scores"].max_record_bytes)
+    reader = stack.enter_context(system.log.reader())
+    moving = stack.enter_context(closing(Moving(system, worker, requests, reader)))
+    member = stack.enter_context(system.log.member(system.settings.group_id, system.topics["interactions"].name))
+    return worker, requests, reader, member, moving
 
 
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:

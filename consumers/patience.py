@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from streaming.errors import BrokerUnreachable
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consumers.stop import Stop
-    from streaming.errors import BrokerUnreachable
+
+T = TypeVar("T")
 
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 10.0
@@ -34,3 +39,12 @@ class Patience:
         stop.wait(self._pause)
         self._pause = min(2 * self._pause, LONGEST_SECONDS)
         self._last = time.monotonic()
+
+    def until(self, stop: Stop, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns once a broker answers; None when the process is to stop before."""
+        while not stop:
+            try:
+                return make()
+            except BrokerUnreachable as error:
+                self.wait(stop, error)
+        return None

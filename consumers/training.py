@@ -34,7 +34,10 @@ def run_trainer(system: System, stop: Stop) -> None:
     """
     system.health.assigned(0)
     patience = Patience()
-    with system.log.member(trainer_id(system.settings), system.topics["trainer-lock"].name) as member:
+    lock = patience.until(stop, lambda: system.log.member(trainer_id(system.settings), system.topics["trainer-lock"].name))
+    if lock is None:
+        return
+    with lock as member:
         while not stop:
             try:
                 turn(system, stop, member)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -94,6 +95,8 @@ if __name__ == "__main__":
             try:
                 child(*order)
                 code = 0
+            except BaseException:  # noqa: BLE001 - of a process that is about to end
+                traceback.print_exc()
             finally:
                 os._exit(code)
         if order[2] == "lockstep":

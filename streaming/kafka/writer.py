@@ -8,6 +8,7 @@ what the old one left open, and looks at what is committed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from kafka.producer.transaction_manager import TransactionalRequestResult
 
     from streaming.kafka.broker import KafkaLog
+
+END_SECONDS = 1.0
+"""Longest wait for the producer's thread to end. No transaction is open then, so that nothing waits in it."""
 
 ABORT_SECONDS = 2.0
 """Longest wait for an abort. Without it the transaction ends with the next writer of the id, or by its own timeout."""
@@ -82,7 +86,9 @@ class KafkaWriter(Writer):
             self._give_up()
             raise
         except errors.KafkaError as error:
-            self._failed = self._log.client.translated(error, f"the transaction of {self._id}", "WRITE")
+            self._failed = self._log.client.translated(
+                error, f"the transaction of {self._id}", "WRITE", (message.topic for message in placed)
+            )
             self._give_up()
             raise self._failed from error
 
@@ -128,11 +134,18 @@ class KafkaWriter(Writer):
                 self._wait(self._producer._transaction_manager.begin_abort(), "the abort", ABORT_SECONDS)  # noqa: SLF001
         except (errors.KafkaError, LogError):
             pass
-        self._producer.close(timeout=0)
+        self._end()
+
+    def _end(self) -> None:
+        """Let the producer go. Its own way is to flush first, and to stay, with its thread and sockets, where that fails."""
+        self._producer._sender.force_close()  # noqa: SLF001
+        self._producer._sender.join(END_SECONDS)  # noqa: SLF001
+        with contextlib.suppress(errors.KafkaError):
+            self._producer.close(timeout=0)
 
     def close(self) -> None:
         """As `Writer.close`."""
         self._log.forget(self)
         if self._failed is None:
             self._failed = LogError("it is closed")
-            self._producer.close(timeout=1)
+            self._end()
