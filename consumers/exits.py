@@ -30,7 +30,7 @@ MEANING = {
     Exit.DONE: "Done. Also the end of a worker or trainer that was asked to stop (Ctrl-C, SIGTERM) and finished the step in hand.",
     Exit.UNEXPECTED: "Something that should not happen; run again with --verbose to see where.",
     Exit.USAGE: "A wrong flag or setting, a port that is in use, or topics or a model that do not fit the settings.",
-    Exit.LOG_UNAVAILABLE: "The log does not answer, is locked or damaged, or lacks the topic or records asked for.",
+    Exit.LOG_UNAVAILABLE: "The log does not answer, refuses this user, is locked or damaged, or lacks the topic or records asked for.",
     Exit.LOG_FULL: "The disk under the log, or under a local store, is full. No committed step is lost; the next start goes on from there.",
     Exit.FENCED: "Another instance has taken over this one's partitions or transactional id.",
     Exit.DATA: "A file that was named cannot be read or written, or a record cannot be taken as what it should be.",

@@ -31,9 +31,9 @@ class Right(NamedTuple):
     operation: str
 
     def acl(self, user: str) -> ACL:
-        prefixed = self.name.endswith("*")
+        prefixed = self.name.endswith("*") and self.name != "*"
         pattern = ACLResourcePatternType.PREFIXED if prefixed else ACLResourcePatternType.LITERAL
-        resource = ResourcePattern(ResourceType[self.kind], self.name.removesuffix("*"), pattern)
+        resource = ResourcePattern(ResourceType[self.kind], self.name.removesuffix("*") or "*", pattern)
         return ACL(f"User:{user}", "*", ACLOperation[self.operation], ACLPermissionType.ALLOW, resource)
 
 

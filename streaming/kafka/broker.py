@@ -95,6 +95,9 @@ class KafkaLog(Log):
         """As `Log.risks`, and what only Kafka can get wrong."""
         topics = list(wanted)
         described = self._described()
+        if unseen := [topic.name for topic in topics if topic.name not in described]:
+            # What may not be looked at must not pass for what is in order.
+            self._require_visible(unseen)
         found = super().risks(topics)
         for topic in topics:
             if topic.name in described:
@@ -211,7 +214,7 @@ class KafkaLog(Log):
         placed = self.placed(messages)
         if not placed:
             return []
-        with self.client.told("appending", "WRITE"), self._lock:
+        with self.client.told("appending", "WRITE", {message.topic for message in placed}), self._lock:
             if self._appender is None:
                 options = self.client.options
                 self._appender = kafka.KafkaProducer(

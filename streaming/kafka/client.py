@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,23 +126,24 @@ class Client:
         return self._common | more
 
     @contextlib.contextmanager
-    def told(self, what: str, right: str) -> Iterator[None]:
+    def told(self, what: str, right: str, topics: Iterable[str] = ()) -> Iterator[None]:
         """Turn what kafka-python raises in the block into errors of this package.
 
-        ``what`` names what was being done, ``right`` the operation of Kafka's that whoever does it must be allowed.
+        ``what`` names what was being done, ``right`` the operation of Kafka's that whoever does it must be allowed, and
+        ``topics`` those among which the refused one is, where the error does not say which.
         """
         try:
             yield
         except errors.KafkaError as error:
-            found = self.translated(error, what, right)
+            found = self.translated(error, what, right, topics)
             if isinstance(found, BrokerUnreachable) and self.options.security.protocol != "PLAINTEXT":
                 # kafka-python tells neither a password that is no longer taken nor a certificate that ran out from a broker that is gone.
                 with contextlib.suppress(BrokerUnreachable):
                     greet(self.servers, self.options.security)
             raise found from error
 
-    def translated(self, error: errors.KafkaError, what: str, right: str) -> LogError:
-        """The error of this package that says what ``error`` of kafka-python means; ``what`` and ``right`` are as `told` takes them."""
+    def translated(self, error: errors.KafkaError, what: str, right: str, topics: Iterable[str] = ()) -> LogError:
+        """The error of this package that says what ``error`` of kafka-python means; the rest is as `told` takes it."""
         text = f"{what}: {type(error).__name__.removesuffix('Error')}: {error}"
         # A producer that was fenced a moment ago says only that it failed before; the reason stands among what it says.
         if isinstance(error, FENCED) or any(isinstance(cause, FENCED) for cause in error.args):
@@ -156,7 +157,7 @@ class Client:
         # Some come as plain errors with the real one's name in their text.
         if refused := _REFUSED.search(text):
             return AccessRefused(
-                f"{what}: {self.options.security.who()} may not: {_missing(refused[1], error, text, right)}; "
+                f"{what}: {self.options.security.who()} may not: {_missing(refused[1], error, right, sorted(set(topics)))}; "
                 f"docs/security.md lists what each process needs ({self.place})"
             )
         return BrokerUnreachable(f"{text} ({self.place})")
@@ -165,17 +166,18 @@ class Client:
 _REFUSED = re.compile(r"(Topic|Group|TransactionalId|Cluster)AuthorizationFailed")
 
 
-def _missing(kind: str, error: errors.KafkaError, text: str, right: str) -> str:
+def _missing(kind: str, error: errors.KafkaError, right: str, topics: Sequence[str]) -> str:
     """The right that is missing, by Kafka's names."""
     given = error.args[0] if isinstance(error, errors.AuthorizationError) and error.args else None
-    names = " " + ", ".join(sorted(given)) if isinstance(given, set | frozenset) else ""
     if kind == "Topic":
-        if "TxnOffsetCommit" in text:
+        if "TxnOffsetCommit" in str(error):
             return "it needs READ of the topics whose offsets it commits"
-        return f"it needs {right} of the topic{names or 's named'}"
+        if isinstance(given, set | frozenset):
+            topics = sorted(given)
+        return f"it needs {right} of {'the topic' if len(topics) == 1 else 'each of the topics'} {', '.join(topics) or 'named'}"
     if kind == "Group":
         group = f" {given}" if isinstance(given, str) else ""
         return f"it needs {'READ' if right == 'WRITE' else right} of the group{group}"
     if kind == "TransactionalId":
         return "it needs WRITE of this transactional id"
-    return f"it needs {right} of the topic, or of the cluster"
+    return f"it needs {right} of {', '.join(topics) or 'the topic'}"
