@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from consumers.demo_live import View
     from consumers.processes import Process
 
-HEADS = ("process", "state", "events", "rate", "lag by partition", "running MAE", "version", "memory")
+WIDTHS = {"process": 8, "state": None, "done": 7, "per s": 5, "lag": None, "MAE": 6, "version": 7, "memory": 6}
+"""The least width of each column: on a narrow terminal state and lag give way."""
 
 
 class LiveView:
@@ -62,9 +63,10 @@ def heading(view: View) -> str:
 
 def table(view: View) -> Table:
     """A row for each process."""
-    made = Table(title=heading(view), title_justify="left", box=box.SIMPLE_HEAD)
-    for head in HEADS:
-        made.add_column(head, justify="left" if head in ("process", "state", "lag by partition") else "right")
+    made = Table(title=heading(view), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head, least in WIDTHS.items():
+        left = head in ("process", "state", "lag")
+        made.add_column(head, justify="left" if left else "right", no_wrap=True, min_width=least)
     for process in view.processes:
         state = Text(process.seen.state, style="green" if process.seen.ready or process.seen.state == "done" else "yellow")
         made.add_row(process.name, state, *(value or "–" for value in cells(process, view)))
@@ -75,23 +77,20 @@ def lines(view: View) -> list[str]:
     """The same as lines: the whole, and each process with what is known of it."""
     found = [heading(view)]
     for process in view.processes:
-        told = zip(("events", "", "lag", "running MAE", "version", "memory"), cells(process, view), strict=True)
-        parts = [f"{value} {name}" if name == "events" else f"{name} {value}".strip() for name, value in told if value]
-        found.append(f"  {process.name}: {', '.join([process.seen.state, *parts])}")
+        done, rate, lag, mae, version, memory = cells(process, view)
+        what = "updates" if process.name == "trainer" else "events"
+        told = {"lag ": lag, "running MAE ": mae, "version ": version, "": memory}
+        parts = [f"{name}{value}" for name, value in told.items() if value]
+        found.append(f"  {process.name}: {', '.join([process.seen.state, f'{done} {what}', f'{rate} {what}/s', *parts])}")
     return found
 
 
 def cells(process: Process, view: View) -> tuple[str, str, str, str, str, str]:
-    """Events, rate, lag by partition, running MAE, version and memory as text, empty where there is none."""
+    """Events (of the trainer: updates), how many a second, lag by partition, running MAE, version and memory; empty where there is none."""
     seen = process.seen
-    what, count = "events", seen.events
-    if process.name == "replayer":
-        count = view.sent
-    elif process.name == "trainer":
-        what, count = "updates", 0
     return (
-        f"{count:,}" if what == "events" else "",
-        f"{process.rate.per_second():,.0f} {what}/s",
+        f"{view.sent if process.name == 'replayer' else seen.events or seen.updates:,}",
+        f"{process.rate.per_second():,.0f}",
         " ".join(f"{number}:{behind:,}" for number, behind in sorted(seen.lag.items())),
         _number(seen.mae, ".4f"),
         _number(seen.version, ",.0f"),
