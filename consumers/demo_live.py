@@ -227,7 +227,7 @@ class _Run:
         """What a run journal would say: the time by the log's own clock, from the first interaction's append to the last score's."""
         # Their last step may be committed and not yet told.
         deadline = time.monotonic() + 5
-        while self.scored() < self.sent and time.monotonic() < deadline:
+        while self.scored() < self.sent and all(worker.code is None for worker in self.workers) and time.monotonic() < deadline:
             time.sleep(0.1)
             self.look()
         first = min(record.timestamp for tp in self._of("interactions") for record in islice(present(self.log, [tp], at_once=1), 1))

@@ -130,7 +130,7 @@ class Process:
         """Read on in its log, and ask its endpoint, where it has one. What does not answer is as it was."""
         self._read_log()
         if self.code is not None:
-            self.seen.ready, self.seen.state = False, self.ending
+            self.seen.ready, self.seen.state, self.seen.lag = False, self.ending, {}
         elif self._url:
             # A process in the middle of a long step answers a moment later.
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
