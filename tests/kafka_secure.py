@@ -101,8 +101,8 @@ class SecureCluster(KafkaCluster):
             "mechanism": mechanism,
             "username": user,
             "password_file": str(password_file),
-            "request_timeout_ms": 3000,
-            "transaction_timeout_ms": 5000,
+            "request_timeout_ms": 20_000,
+            "transaction_timeout_ms": 20_000,
             **more,
         }
 

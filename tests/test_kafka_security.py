@@ -36,7 +36,7 @@ from tests.test_promises import findings
 pytestmark = pytest.mark.kafka
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = 5.0
+QUICK = 20.0
 """Seconds within which whatever cannot succeed must have said so."""
 
 
@@ -161,7 +161,7 @@ def test_no_output_ever_shows_the_password(cluster: SecureCluster, tmp_path: Pat
         refused = secret is WRONG and command != ["config"]
         assert done.returncode == (Exit.LOG_UNAVAILABLE if refused else Exit.DONE), out
         assert ("does not take us as the user ann" in out) is refused
-        assert time.monotonic() - began < 30, "not a minute of tries"
+        assert time.monotonic() - began < 2 * QUICK, "not a minute of tries"
 
 
 class Rights:
@@ -175,12 +175,12 @@ class Rights:
 
     def give_all(self, given: Mapping[str, Sequence[Right]]) -> None:
         assert not self.admin.create_acls([right.acl(user) for user, rights in given.items() for right in rights])["failed"]
-        time.sleep(0.2)  # until the broker has read it
+        time.sleep(0.5)  # until the broker has read it
 
     @contextlib.contextmanager
     def without(self, user: str, right: Right) -> Iterator[None]:
         self.admin.delete_acls([right.acl(user)])
-        time.sleep(0.2)
+        time.sleep(0.5)
         try:
             yield
         finally:
