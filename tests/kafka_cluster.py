@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -61,6 +62,12 @@ def free_ports(count: int) -> list[int]:
         return found
 
 
+def _end_with_parent() -> None:
+    """Ask the kernel, where it is Linux, to kill this process when the one that started it has ended."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class Node:
     """One broker, and controller, of a cluster."""
 
@@ -69,6 +76,8 @@ class Node:
         self.folder = folder
         self.port = port
         self.heap_mb = heap_mb
+        self.tied = True
+        """Whether it ends with this process, even if that is killed."""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "server.properties"
@@ -102,8 +111,14 @@ class Node:
     def start(self) -> None:
         """Start the process; `KafkaCluster.wait` waits until it serves."""
         with (self.folder / "broker.log").open("ab") as out:
-            command = self.java("kafka.Kafka", str(self.config))
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.java("kafka.Kafka", str(self.config)),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if self.tied else None,  # noqa: PLW1509 - one system call, before any thread of the child
+            )
         (self.folder / "pid").write_text(str(self.process.pid))
 
     def send(self, number: signal.Signals) -> None:
@@ -226,6 +241,8 @@ def up(folder: Path, nodes: int, port: int) -> int:
         sys.stderr.write(f"error: {folder} has a cluster already; `make kafka-down` ends it\n")
         return 1
     cluster = KafkaCluster(folder, nodes, ports=[port + number for number in range(nodes)], heap_mb=512)
+    for node in cluster.nodes:
+        node.tied = False
     try:
         cluster.start()
     except BrokerFailed as error:
