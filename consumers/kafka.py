@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
+from consumers import patience
 from consumers.layers import PASSWORD_VARIABLE
 from streaming.brokers import open_log
-from streaming.errors import BrokerUnreachable, LogUnavailable
+from streaming.errors import LogUnavailable
 from streaming.kafka.client import Security
 
 if TYPE_CHECKING:
@@ -19,15 +17,12 @@ if TYPE_CHECKING:
     from streaming.log import Log
 
 SECRET_BYTES = 4096
-FIRST_ANSWER_SECONDS = 60.0
-
-logger = structlog.get_logger()
 
 
 def connect(settings: Settings) -> Log:
     """Connect to the brokers that ``broker`` names, waiting a minute for them to come up. Raises `LogUnavailable`."""
     kafka = settings.kafka
-    patience = {
+    options = {
         "session_timeout_ms": settings.log.session_timeout_ms,
         "max_poll_interval_ms": kafka.max_poll_interval_ms,
         "transaction_timeout_ms": kafka.transaction_timeout_ms,
@@ -37,16 +32,7 @@ def connect(settings: Settings) -> Log:
         "min_insync": kafka.min_insync,
         "security": security(kafka),
     }
-    deadline, pause = time.monotonic() + FIRST_ANSWER_SECONDS, 0.5
-    while True:
-        try:
-            return open_log(settings.broker, **patience)
-        except BrokerUnreachable as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            logger.warning("no broker answers, waiting", broker=settings.broker, error=str(error), retry_in_seconds=pause)
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+    return patience.within(patience.FIRST_ANSWER_SECONDS, lambda: open_log(settings.broker, **options))
 
 
 def security(kafka: KafkaSettings) -> Security:

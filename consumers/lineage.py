@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from consumers.system import new_model
 from consumers.versions import take
 from model import checkpoint
@@ -17,7 +15,7 @@ from model.meta import Optimiser
 from streaming.chunks import Joiner
 from streaming.codec import decode
 from streaming.errors import ChunkError, VersionLost
-from streaming.events import Version
+from streaming.events import Version, VersionHeader
 from streaming.log import TopicPartition, present
 
 if TYPE_CHECKING:
@@ -30,26 +28,10 @@ READ_AT_ONCE = 16
 """Version records taken from the log in one go: each can be a megabyte."""
 
 
-class Header(msgspec.Struct, frozen=True):
-    """A `streaming.events.Version` without its values."""
-
-    version: int
-    parent: int | None
-    folded: dict[int, int]
-    settings: str
-    events: int
-    made_at: int
-    format: int
-    dropped: list[tuple[int, int]] = []
-    replaces: int | None = None
-    skipped: list[tuple[int, int, int]] = []
-    position: int = 0
-
-
 class Place(NamedTuple):
     """A version in `model`, and the offset of its first record."""
 
-    header: Header
+    header: VersionHeader
     start: int
 
 
@@ -76,7 +58,7 @@ class Lineage:
         """The version in force, 0 where there is none in the log."""
         return max([0, *self.kept, *self.snapshots])
 
-    def header(self, number: int) -> Header:
+    def header(self, number: int) -> VersionHeader:
         """What is known of a version. Raises `VersionLost` for one that is not in the log."""
         place, snapshot = self.kept.get(number), self.snapshots.get(number)
         if place is not None:
@@ -197,5 +179,5 @@ def _values(records: Iterable[Record]) -> Iterator[tuple[int, bytes]]:
             start = None
 
 
-def _header(value: bytes, tp: TopicPartition) -> Header:
-    return decode(value, Header, what=f"a version in {tp.topic}")
+def _header(value: bytes, tp: TopicPartition) -> VersionHeader:
+    return decode(value, VersionHeader, what=f"a version in {tp.topic}")

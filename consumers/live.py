@@ -41,7 +41,7 @@ def run_worker(system: System, stop: Stop) -> None:
                 score(system, stop, *opened)
             except BrokerUnreachable as error:
                 opened[-1].start_over()
-                patience.wait(stop, error)
+                patience.wait(error, stop)
 
 
 def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Reader, Member, Moving]:

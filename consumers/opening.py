@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import structlog
 
 from consumers.logs import masked_text
 from streaming.brokers import open_log
-from streaming.errors import BrokerUnreachable, LogUnavailable
+from streaming.errors import LogUnavailable
 from streaming.readonly import ReadOnlyLog
 from streaming.topics import topics
 
@@ -50,21 +49,6 @@ def _open(settings: Settings, *, create: bool, read_only: bool) -> Log:
     except OSError as error:
         raise LogUnavailable(f"broker = {settings.broker}: the folder {path.parent} cannot be made ({error.strerror})") from error
     return open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
-
-
-def create_topics(log: Log, topics: Iterable[Topic], *, patience_seconds: float = 60.0) -> None:
-    """Create those topics that do not exist, waiting for a broker that is just gone. Raises as `Log.create` does."""
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            log.create(topics)
-        except BrokerUnreachable as error:
-            if time.monotonic() > deadline:
-                raise
-            structlog.get_logger("coldstream").warning("the broker does not answer; waiting", retry_in_seconds=1.0, error=str(error))
-            time.sleep(1.0)
-        else:
-            return
 
 
 @contextlib.contextmanager

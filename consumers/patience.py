@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 10.0
+FIRST_ANSWER_SECONDS = 60.0
+"""How long a process that starts waits for a broker that may be starting too."""
+
 CALM_SECONDS = 30.0
 """After so long without trouble the next wait is a short one again."""
 
@@ -31,12 +34,12 @@ class Patience:
         self._pause = FIRST_SECONDS
         self._last = time.monotonic()
 
-    def wait(self, stop: Stop, error: BrokerUnreachable) -> None:
+    def wait(self, error: BrokerUnreachable, stop: Stop | None = None) -> None:
         """Say what is wrong, and return when it is time to try again, or at once when the process is to stop."""
         if time.monotonic() - self._last > CALM_SECONDS + self._pause:
             self._pause = FIRST_SECONDS
         logger.warning("the broker does not answer; waiting", retry_in_seconds=self._pause, error=str(error))
-        stop.wait(self._pause)
+        (time.sleep if stop is None else stop.wait)(self._pause)
         self._pause = min(2 * self._pause, LONGEST_SECONDS)
         self._last = time.monotonic()
 
@@ -46,5 +49,17 @@ class Patience:
             try:
                 return make()
             except BrokerUnreachable as error:
-                self.wait(stop, error)
+                self.wait(error, stop)
         return None
+
+
+def within(seconds: float, make: Callable[[], T]) -> T:
+    """What ``make`` returns once a broker answers. Raises its `BrokerUnreachable` where that takes longer than ``seconds``."""
+    patience, deadline = Patience(), time.monotonic() + seconds
+    while True:
+        try:
+            return make()
+        except BrokerUnreachable as error:
+            if time.monotonic() >= deadline:
+                raise
+            patience.wait(error)

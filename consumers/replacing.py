@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import structlog
 
-from consumers.lineage import Header, Lineage
+from consumers.lineage import Lineage
 from consumers.system import new_model
 from consumers.trainer import trainer_id
 from consumers.versions import slot_of, snapshot_messages, version_messages
@@ -23,7 +23,7 @@ from model.meta import Optimiser
 from streaming.chunks import last_value
 from streaming.codec import decode
 from streaming.errors import Fenced, OtherSettings, Refused, SourceError
-from streaming.events import Version
+from streaming.events import Version, VersionHeader
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _replace(log: Log, settings: Settings, topics: Mapping[str, Topic], origin: 
 def _commit(log: Log, settings: Settings, topics: Mapping[str, Topic], origin: Origin, writer: Writer, *, over_others: bool) -> Version:
     model, snapshots = TopicPartition(topics["model"].name, 0), TopicPartition(topics["snapshots"].name, 0)
     ends = {tp: found for tp in (model, snapshots) if (found := last_value(log, tp)) is not None}
-    headers = [decode(value, Header, what=tp.topic) for tp, (_, value) in ends.items()]
+    headers = [decode(value, VersionHeader, what=tp.topic) for tp, (_, value) in ends.items()]
     last = max(headers, key=lambda header: header.version, default=None)
     if last is not None and not over_others:
         raise Refused(f"{model.topic} has versions, the last is {last.version}: a model is imported into a fresh log, or with --force")
@@ -138,7 +138,7 @@ def _commit(log: Log, settings: Settings, topics: Mapping[str, Topic], origin: O
     return made
 
 
-def _version(settings: Settings, origin: Origin, last: Header | None) -> Version:
+def _version(settings: Settings, origin: Origin, last: VersionHeader | None) -> Version:
     folded = dict(last.folded) if last is not None else {}
     return Version(
         version=(last.version if last is not None else 0) + 1,

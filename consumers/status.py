@@ -9,6 +9,7 @@ import msgspec
 
 from streaming.chunks import last_value
 from streaming.codec import decode
+from streaming.events import VersionHeader
 from streaming.log import Bounds, TopicPartition
 
 if TYPE_CHECKING:
@@ -57,18 +58,6 @@ class Status(msgspec.Struct, frozen=True):
     model: VersionStatus | None
 
 
-class _Version(msgspec.Struct, frozen=True):
-    """What is shown of `streaming.events.Version`; its tensors are passed over."""
-
-    version: int
-    parent: int | None
-    folded: dict[int, int]
-    settings: str
-    events: int
-    made_at: int
-    format: int
-
-
 def status_of(log: Log, settings: Settings, topics: Mapping[str, Topic]) -> Status:
     """Look at ``topics`` (by plain name) in ``log``. Raises `LogUnavailable`, or `FormatMismatch` for a version of another layout."""
     existing = log.topics()
@@ -112,6 +101,6 @@ def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], update
     return VersionStatus(last.version, last.parent, last.made_at, last.events, waiting, last.settings == digest)
 
 
-def _last_version(log: Log, tp: TopicPartition) -> _Version | None:
+def _last_version(log: Log, tp: TopicPartition) -> VersionHeader | None:
     found = last_value(log, tp)
-    return None if found is None else decode(found[1], _Version, what=f"the last version in {tp.topic}")
+    return None if found is None else decode(found[1], VersionHeader, what=f"the last version in {tp.topic}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from consumers.opening import connect, create_topics, endpoint, topics_of
+from consumers import patience
+from consumers.opening import connect, endpoint, topics_of
 from consumers.trainer import Trainer
 from consumers.versions import Versions
 from consumers.worker import Worker
@@ -40,7 +41,7 @@ class System:
         self._stack = ExitStack()
         self.topics = topics_of(settings)
         self.log = log or self._stack.enter_context(connect(settings, create=True))
-        create_topics(self.log, self.topics.values())
+        patience.within(patience.FIRST_ANSWER_SECONDS, lambda: self.log.create(self.topics.values()))
         self.metrics = Metrics()
         self.health = Health()
         self._stack.enter_context(endpoint(settings, self.metrics, self.health))

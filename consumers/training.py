@@ -43,7 +43,7 @@ def run_trainer(system: System, stop: Stop) -> None:
                 turn(system, stop, member)
             except BrokerUnreachable as error:
                 system.health.assigned(0)
-                patience.wait(stop, error)
+                patience.wait(error, stop)
             except Fenced as error:
                 system.health.assigned(0)
                 system.metrics.fenced.inc()

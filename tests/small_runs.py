@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from consumers.opening import connect, topics_of
 from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
+from consumers.worker import Worker
 from streaming.events import Interaction
 from streaming.journal import Journal
 from streaming.log import Message
@@ -110,6 +112,22 @@ def fill(settings: Settings, messages: Sequence[Message]) -> list[int]:
     with connect(settings, create=True) as log:
         log.create(topics_of(settings).values())
         return log.append(messages)
+
+
+@contextmanager
+def run_and_keep(settings: Settings) -> Iterator[tuple[System, Worker]]:
+    """Lockstep until every interaction that is in the log is scored; the system and its worker as they then are."""
+    with Stop() as stop, System(settings) as system:
+        kept: list[Worker] = []
+        original = system.worker
+
+        def worker() -> Worker:
+            kept.append(original())
+            return kept[-1]
+
+        system.worker = worker  # type: ignore[method-assign]
+        lockstep.run(system, stop, until_end=True)
+        yield system, kept[0]
 
 
 def run(settings: Settings, journal: Path | None = None, on_step: Callable[[lockstep.Progress], None] = lambda _: None) -> None:

@@ -21,14 +21,13 @@ from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System, new_model
 from consumers.tables import ProfileTables
-from consumers.worker import Worker
 from streaming.codec import decode
 from streaming.events import Forgotten, Interaction, Score, Support
 from streaming.log import Message, TopicPartition
 from streaming.partitioner import partition_of
 from streaming.topics import topics
 from tests.nursery import Nursery
-from tests.small_runs import T0, Stream, fill, message, profile, run, small
+from tests.small_runs import T0, Stream, fill, message, profile, run, run_and_keep, small
 from tests.test_kill import cut_down, result
 from tests.test_promises import findings
 from tests.verify.reading import read
@@ -249,31 +248,22 @@ def test_nothing_is_left_of_a_user_but_id_and_offset(tmp_path: Path) -> None:
     settings = small(tmp_path / "log.db", trainer={"snapshot_every": 4})
     fill(settings, [profile("users", ANN, {"job": "a", "note": "of-ann"}), *events(96)])
     leaving = [null(ANN)]
-    with Stop() as stop, System(settings) as system:
-        kept: list[Worker] = []
-        original = system.worker
-
-        def worker() -> Worker:
-            kept.append(original())
-            return kept[-1]
-
-        system.worker = worker  # type: ignore[method-assign]
-        lockstep.run(system, stop, until_end=True)
-        held: dict[str, Any] = vars(kept[0])
-        state = [kept[0].held[0].support, held["model"], held["versions"], held["tables"], held["metrics"]]
+    with run_and_keep(settings) as (system, worker):
+        held: dict[str, Any] = vars(worker)
+        state = [worker.held[0].support, held["model"], held["versions"], held["tables"], held["metrics"]]
         assert [any(holders(each, ANN)) for each in state] == [True, True, True, True, False], "so the search finds what is there"
         fill(settings, leaving)
-        kept[0].tables.advance()
-        kept[0].step(0, [], settings.group_id)
+        worker.tables.advance()
+        worker.step(0, [], settings.group_id)
         # A step later the last batch is gone as well.
         fill(settings, [event("u1", number) for number in range(32)])
         with system.log.reader() as reader:
             reader.assign({TopicPartition("interactions", 0): 96})
-            kept[0].step(0, lockstep.read(reader, 32, TopicPartition("interactions", 0)), settings.group_id)
+            worker.step(0, lockstep.read(reader, 32, TopicPartition("interactions", 0)), settings.group_id)
         del leaving
         gc.collect()
-        assert holders(kept[0], ANN) == [ANN], "the marker's key"
-        assert vars(kept[0].held[0].support.held)["_forgotten"] == {ANN: 96}
+        assert holders(worker, ANN) == [ANN], "the marker's key"
+        assert vars(worker.held[0].support.held)["_forgotten"] == {ANN: 96}
     with connect(settings) as log:
         for name in (plain for plain, topic in topics(partitions=1).items() if topic.cleanup == "compact"):
             records = read(log, name, 0)

@@ -14,12 +14,11 @@ from consumers.opening import connect
 from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
-from consumers.worker import Worker
 from streaming.codec import decode
 from streaming.events import Interaction, Score, Version
 from streaming.log import Message
 from streaming.topics import POSITION_KEY
-from tests.small_runs import MICRO_BATCH, T0, Stream, fill, message, profile, run, small
+from tests.small_runs import MICRO_BATCH, T0, Stream, fill, message, profile, run, run_and_keep, small
 from tests.test_promises import findings
 from tests.verify.reading import joined, read
 
@@ -157,17 +156,8 @@ def test_a_bound_on_users_holds_and_who_comes_back_is_new(tmp_path: Path) -> Non
 def test_a_bound_on_profiles_holds(tmp_path: Path) -> None:
     settings = small(tmp_path / "log.db", model={"max_profiles": 5})
     fill(settings, profiles() + lesson(60))
-    with Stop() as stop, System(settings) as system:
-        kept: list[Worker] = []
-        original = system.worker
-
-        def worker() -> Worker:
-            kept.append(original())
-            return kept[-1]
-
-        system.worker = worker  # type: ignore[method-assign]
-        lockstep.run(system, stop, until_end=True)
-        assert (len(kept[0].model.users.features), kept[0].model.users.refused) == (5, 15)
+    with run_and_keep(settings) as (_, worker):
+        assert (len(worker.model.users.features), worker.model.users.refused) == (5, 15)
     assert len(scores(settings)) == 60
 
 

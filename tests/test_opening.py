@@ -65,6 +65,6 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.kafka.FIRST_ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("consumers.patience.FIRST_ANSWER_SECONDS", 0.0)
     with pytest.raises(BrokerUnreachable, match="no broker answers"):
         connect(Settings.model_validate({"broker": "kafka:127.0.0.1:1", "kafka": {"request_timeout_ms": 500}}))

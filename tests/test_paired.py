@@ -9,37 +9,10 @@ import pytest
 
 from streaming.paired import ALL, paired
 from streaming.prequential import EARLIER_GROUPS
-from streaming.scored import ScoredRun, count_earlier
+from streaming.scored import ScoredRun
+from tests.scored_runs import run_of
 
 N = 600
-
-
-def run_of(score: np.ndarray, user: np.ndarray, rating: np.ndarray, scored: np.ndarray | None = None) -> ScoredRun:
-    n = len(score)
-    place = np.arange(n)
-    return ScoredRun(
-        partition=np.zeros(n, np.int64),
-        offset=place,
-        user=user,
-        item=place,
-        rating=rating,
-        timestamp=place,
-        earlier=count_earlier(user),
-        scored=np.ones(n, np.bool_) if scored is None else scored,
-        score=score,
-        sd=np.ones(n),
-        users=[],
-        items=[],
-        scores=n,
-        duplicate_scores=0,
-        orphan_scores=0,
-        nonfinite_scores=0,
-        earlier_disagreements=0,
-        unscored=0,
-        refused=0,
-        dead_letters=0,
-        scores_sha256="",
-    )
 
 
 def two_runs(seed: int = 1) -> tuple[ScoredRun, ScoredRun]:
@@ -49,7 +22,7 @@ def two_runs(seed: int = 1) -> tuple[ScoredRun, ScoredRun]:
     taste = rng.normal(0, 0.5, 40)[user]  # what both runs miss of a user
     control = rating + taste + rng.normal(0, 1, N)
     candidate = control + rng.normal(0.05, 0.2, 40)[user] + rng.normal(0, 0.2, N)
-    return run_of(control, user, rating), run_of(candidate, user, rating)
+    return run_of(rating, control, user, np.ones(N)), run_of(rating, candidate, user, np.ones(N))
 
 
 def test_the_differences_are_those_of_the_errors_and_groups_are_by_earlier_events() -> None:

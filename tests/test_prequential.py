@@ -1,7 +1,6 @@
 """Errors and their standard errors against slow oracles and repeated draws; the groups, the peers."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,35 +11,7 @@ from river import metrics, optim, reco
 
 from streaming.peers import RiverBiasedMF, RunningMean, peers, prequential_scores
 from streaming.prequential import Bin, clustered_se, coverage, difference, error_by_earlier, errors, evaluate, running_mae
-from streaming.scored import ScoredRun, count_earlier
-
-
-def a_run(rating: Sequence[float], score: Sequence[float], user: Sequence[int], sd: Sequence[float] | None = None) -> ScoredRun:
-    n = len(rating)
-    users = np.asarray(user, np.int64)
-    return ScoredRun(
-        partition=np.zeros(n, np.int64),
-        offset=np.arange(n),
-        user=users,
-        item=np.zeros(n, np.int64),
-        rating=np.asarray(rating, np.float64),
-        timestamp=np.arange(n),
-        earlier=count_earlier(users),
-        scored=~np.isnan(np.asarray(score, np.float64)),
-        score=np.asarray(score, np.float64),
-        sd=np.full(n, np.nan) if sd is None else np.asarray(sd, np.float64),
-        users=[],
-        items=[],
-        scores=n,
-        duplicate_scores=0,
-        orphan_scores=0,
-        nonfinite_scores=0,
-        earlier_disagreements=0,
-        unscored=0,
-        refused=0,
-        dead_letters=0,
-        scores_sha256="",
-    )
+from tests.scored_runs import run_of
 
 
 def explicit_se(loss: list[float], user: list[int]) -> float | None:
@@ -135,7 +106,7 @@ def test_groups_windows_and_the_first_20000() -> None:
     score[:30] = 3.0 + np.arange(30)  # user 0: an error equal to the number of earlier events
     score[20_000:] = 5.0
     score[100] = np.nan  # not scored yet
-    result = evaluate(a_run(rating.tolist(), score.tolist(), user.tolist()), score, window=20)
+    result = evaluate(run_of(rating.tolist(), score.tolist(), user.tolist()), score, window=20)
     groups = result.by_earlier_events
     assert list(groups) == ["0", "1-5", "1-20", "21+"]
     assert [group.n for group in groups.values()] == [n - 29 - 1, 5, 20, 9]
@@ -150,17 +121,17 @@ def test_groups_windows_and_the_first_20000() -> None:
 def test_coverage_counts_ratings_inside_the_interval() -> None:
     sd = [1.0, 1.0, 1.0, 1.0, np.nan]
     score = [3.0, 3.0, 3.0, 3.0, 3.0]
-    run = a_run([3 + 1.2815515, 3 + 1.2815516, 1.0, 3.0, 3.0], score, [0, 1, 2, 3, 4], sd)
+    run = run_of([3 + 1.2815515, 3 + 1.2815516, 1.0, 3.0, 3.0], score, [0, 1, 2, 3, 4], sd)
     assert coverage(run) == 0.5
-    assert coverage(a_run([1.0], [1.0], [0])) is None
+    assert coverage(run_of([1.0], [1.0], [0])) is None
     rng = np.random.default_rng(5)
     scores = rng.uniform(1, 5, 50_000)
-    normal = a_run((scores + 0.7 * rng.normal(size=50_000)).tolist(), scores.tolist(), [0] * 50_000, [0.7] * 50_000)
+    normal = run_of((scores + 0.7 * rng.normal(size=50_000)).tolist(), scores.tolist(), [0] * 50_000, [0.7] * 50_000)
     assert coverage(normal) == pytest.approx(0.8, abs=0.006)
 
 
 def test_the_difference_of_two_methods_is_paired() -> None:
-    run = a_run([3.0, 3.0, 3.0, 3.0], [4.0, 3.5, 3.0, 5.0], [0, 0, 1, 1])
+    run = run_of([3.0, 3.0, 3.0, 3.0], [4.0, 3.5, 3.0, 5.0], [0, 0, 1, 1])
     gap = difference(run, np.array([4.5, 4.0, 3.5, 5.5]))
     assert (gap.mae, gap.mae_se) == (-0.5, 0.0)
 
@@ -168,7 +139,7 @@ def test_the_difference_of_two_methods_is_paired() -> None:
 def test_running_error_against_slices() -> None:
     rng = np.random.default_rng(6)
     rating, score = rng.integers(1, 6, 300).astype(float), rng.uniform(1, 5, 300)
-    run = a_run(rating.tolist(), score.tolist(), [0] * 300)
+    run = run_of(rating.tolist(), score.tolist(), [0] * 300)
     events, mae = running_mae(run, score, 50, points=40)
     assert (events[0], events[-1], len(events)) == (50, 300, 40)
     for end, value in zip(events, mae, strict=True):
@@ -177,7 +148,7 @@ def test_running_error_against_slices() -> None:
 
 
 def test_bins_of_earlier_events_double_and_those_of_few_users_are_left_out() -> None:
-    run = a_run([3.0] * 100, [4.0] * 90 + [5.0] * 10, [0] * 90 + [1] * 10)
+    run = run_of([3.0] * 100, [4.0] * 90 + [5.0] * 10, [0] * 90 + [1] * 10)
     expected = [Bin(0, 0, 2, 1.5, 0.5), Bin(1, 1, 2, 1.5, 0.5), Bin(2, 3, 4, 1.5, 0.5), Bin(4, 7, 8, 1.5, 0.5)]
     bins = error_by_earlier(run, run.score, fewest_users=2)
     assert bins[:4] == expected
@@ -199,7 +170,7 @@ def test_the_first_score_of_a_peer_is_the_middle_of_the_scale(scale: tuple[float
 
 def test_the_running_mean_is_one() -> None:
     peer = RunningMean((1.0, 5.0))
-    run = a_run([5.0, 1.0, 3.0, 3.0], [3.0] * 4, [0, 1, 0, 1])
+    run = run_of([5.0, 1.0, 3.0, 3.0], [3.0] * 4, [0, 1, 0, 1])
     assert prequential_scores(peer, run).tolist() == [3.0, 5.0, 3.0, 3.0]
 
 
@@ -220,6 +191,6 @@ def test_biased_mf_is_rivers_with_the_stated_settings() -> None:
         # Ids that are texts here and integers there: what a peer is called by must not matter.
         expected.append(float(np.clip(model.predict_one(f"u{u}", f"i{i}"), 1, 5)) if n else 3.0)
         model.learn_one(f"u{u}", f"i{i}", y)
-    run = a_run(rating.tolist(), [3.0] * 400, user.tolist())
+    run = run_of(rating.tolist(), [3.0] * 400, user.tolist())
     object.__setattr__(run, "item", item)
     assert prequential_scores(RiverBiasedMF((1.0, 5.0)), run).tolist() == expected

@@ -10,7 +10,8 @@ import typer
 from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 if TYPE_CHECKING:
-    from consumers.lineage import Header, Lineage
+    from consumers.lineage import Lineage
+    from streaming.events import VersionHeader
 
 app = typer.Typer(name="model", no_args_is_help=True, help="List the model's versions, go back to one, export and import.")
 
@@ -176,7 +177,7 @@ def _lineage(ctx: typer.Context, config: Path | None, sets: list[str] | None, ve
 def _row(lineage: Lineage, number: int, restorable: set[int]) -> dict[str, Any]:
     import msgspec
 
-    header: Header = lineage.header(number)
+    header: VersionHeader = lineage.header(number)
     row: dict[str, Any] = msgspec.to_builtins(header)
     return row | {"snapshot": number in lineage.snapshots, "restorable": number in restorable}
 

@@ -156,7 +156,8 @@ class KafkaLog(Log):
             partition = message.partition
             if partition is None:
                 partition = 0 if message.key is None else partition_of(message.key, topic.partitions)
-            self.require(TopicPartition(topic.name, partition))
+            if not 0 <= partition < topic.partitions:
+                raise UnknownTopic(f"topic {topic.name} has no partition {partition}")
             size = len(message.key or b"") + len(message.value or b"")
             if size > topic.max_record_bytes:
                 raise RecordTooLarge(f"a record of {size} bytes for {topic.name}, which takes {topic.max_record_bytes}")
