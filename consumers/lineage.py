@@ -15,7 +15,8 @@ from model.meta import Optimiser
 from streaming.chunks import Joiner
 from streaming.codec import decode
 from streaming.errors import ChunkError, VersionLost
-from streaming.events import Version, VersionHeader
+from streaming.events import Version
+from streaming.headers import VersionHeader
 from streaming.log import TopicPartition, present
 
 if TYPE_CHECKING:

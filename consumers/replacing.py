@@ -23,7 +23,8 @@ from model.meta import Optimiser
 from streaming.chunks import last_value
 from streaming.codec import decode
 from streaming.errors import Fenced, OtherSettings, Refused, SourceError
-from streaming.events import Version, VersionHeader
+from streaming.events import Version
+from streaming.headers import VersionHeader
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import msgspec
 
 from streaming.chunks import last_value
 from streaming.codec import decode
-from streaming.events import VersionHeader
+from streaming.headers import VersionHeader
 from streaming.log import Bounds, TopicPartition
 
 if TYPE_CHECKING:

@@ -225,22 +225,6 @@ class Version(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
-class VersionHeader(msgspec.Struct, frozen=True):
-    """A `Version` without its values: to tell which there are, at the price of passing over the tensors."""
-
-    version: int
-    parent: int | None
-    folded: dict[int, int]
-    settings: str
-    events: int
-    made_at: int
-    format: int
-    dropped: list[tuple[int, int]] = []
-    replaces: int | None = None
-    skipped: list[tuple[int, int, int]] = []
-    position: int = 0
-
-
 class DeadLetter(msgspec.Struct, frozen=True):
     """A record that could not be taken.
 

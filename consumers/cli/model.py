@@ -11,7 +11,7 @@ from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
 if TYPE_CHECKING:
     from consumers.lineage import Lineage
-    from streaming.events import VersionHeader
+    from streaming.headers import VersionHeader
 
 app = typer.Typer(name="model", no_args_is_help=True, help="List the model's versions, go back to one, export and import.")
 
