@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.kafka_proxy import Proxy
+
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy" / "kafka"
 LIBS = ROOT / ".kafka" / "libs"
@@ -154,7 +156,9 @@ class Node:
 class KafkaCluster:
     """Nodes of Apache Kafka below ``folder``. A context manager: entering starts and waits, leaving ends them.
 
-    ``settings`` are added to every node's properties, over those of deploy/kafka/server.properties.
+    ``settings`` are added to every node's properties, over those of deploy/kafka/server.properties. If ``proxied``, each node has another
+    listener that is reached through a `Proxy` of its own: whoever comes by ``proxied_url`` is sent back there, the nodes among themselves
+    and whoever comes by ``url`` are not.
     """
 
     def __init__(
@@ -166,11 +170,13 @@ class KafkaCluster:
         settings: Mapping[str, str] | None = None,
         heap_mb: int = 384,
         scram: str = "",
+        proxied: bool = False,
     ) -> None:
         self.folder = folder
         self.scram = scram
         clients = ports or free_ports(nodes)
         controllers = free_ports(nodes)
+        self.proxies = [Proxy(0, port) for port in free_ports(nodes)] if proxied else []
         copies = min(3, nodes)
         voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controllers, 1))
         self.nodes = [
@@ -189,11 +195,26 @@ class KafkaCluster:
                     "transaction.state.log.replication.factor": str(copies),
                     "transaction.state.log.min.isr": str(max(1, copies - 1)),
                     **(settings or {}),
+                    **(self._outer(clients[number - 1], controllers[number - 1], self.proxies[number - 1]) if proxied else {}),
                 },
                 heap_mb,
             )
             for number in range(1, nodes + 1)
         ]
+
+    @staticmethod
+    def _outer(client: int, controller: int, proxy: Proxy) -> dict[str, str]:
+        inner = f"CLIENT://127.0.0.1:{client}"
+        return {
+            "listeners": f"{inner},OUTER://127.0.0.1:{proxy.port},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"{inner},OUTER://127.0.0.1:{proxy.listens}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLIENT:PLAINTEXT,OUTER:PLAINTEXT",
+        }
+
+    @property
+    def proxied_url(self) -> str:
+        """The cluster behind its proxies."""
+        return "kafka:" + ",".join(f"127.0.0.1:{proxy.listens}" for proxy in self.proxies)
 
     @property
     def url(self) -> str:
@@ -223,6 +244,8 @@ class KafkaCluster:
         """End all nodes at once: what they hold is thrown away with them."""
         for node in self.nodes:
             node.kill()
+        for proxy in self.proxies:
+            proxy.close()
 
     def __enter__(self) -> Self:
         try:

@@ -18,8 +18,8 @@ from streaming.brokers import open_log
 from streaming.errors import BrokerUnreachable, LogError
 from streaming.log import Log, Message, Topic, TopicPartition
 from tests.contract.conftest import everything, values
-from tests.kafka_cluster import KafkaCluster, free_ports
-from tests.kafka_proxy import END_TXN, Proxy
+from tests.kafka_cluster import KafkaCluster
+from tests.kafka_proxy import END_TXN
 
 pytestmark = pytest.mark.kafka
 
@@ -29,64 +29,49 @@ OUT, SOURCE = Topic("out", 2), Topic("source", 2)
 TP = TopicPartition("source", 0)
 
 
-class Setting:
-    """A broker that can also be reached through a proxy, with logs opened on both ways."""
-
-    def __init__(self, cluster: KafkaCluster, proxy: Proxy, through: str) -> None:
-        self.cluster, self.proxy, self.through = cluster, proxy, through
-
-
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    client, inner, outer, controller = free_ports(4)
-    names = f"CLIENT://127.0.0.1:{client},OUTER://127.0.0.1:{inner}"
-    settings = {
-        "listeners": f"{names},CONTROLLER://127.0.0.1:{controller}",
-        # Whoever comes by the proxy is sent back to it.
-        "advertised.listeners": f"CLIENT://127.0.0.1:{client},OUTER://127.0.0.1:{outer}",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLIENT:PLAINTEXT,OUTER:PLAINTEXT",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "group.min.session.timeout.ms": "200",
-    }
-    with KafkaCluster(tmp_path_factory.mktemp("traps"), ports=[client], settings=settings) as cluster, Proxy(outer, inner) as proxy:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """A broker that can also be reached through a proxy."""
+    settings = {"group.min.session.timeout.ms": "200"}
+    with KafkaCluster(tmp_path_factory.mktemp("traps"), settings=settings, proxied=True) as cluster:
         with open_log(cluster.url, **PATIENCE) as log:
             log.create([OUT, SOURCE])
-        yield Setting(cluster, proxy, f"kafka:127.0.0.1:{outer}")
+        yield cluster
 
 
 @pytest.fixture
-def log(setting: Setting) -> Iterator[Log]:
-    with open_log(setting.cluster.url, **PATIENCE) as log:
+def log(cluster: KafkaCluster) -> Iterator[Log]:
+    with open_log(cluster.url, **PATIENCE) as log:
         yield log
 
 
 @pytest.mark.parametrize("lost", ["answer", "request"])
-def test_a_commit_whose_answer_is_lost_is_settled_by_the_next_writer(setting: Setting, log: Log, lost: str) -> None:
-    name = f"lost-{lost}"
-    with open_log(setting.through, **PATIENCE) as behind:
+def test_a_commit_whose_answer_is_lost_is_settled_by_the_next_writer(cluster: KafkaCluster, log: Log, lost: str) -> None:
+    name, (proxy,) = f"lost-{lost}", cluster.proxies
+    with open_log(cluster.proxied_url, **PATIENCE) as behind:
         writer = behind.writer(name)
-        before = setting.proxy.lost
-        (setting.proxy.lose_answers if lost == "answer" else setting.proxy.lose_requests).add(END_TXN)
+        before = proxy.lost
+        (proxy.lose_answers if lost == "answer" else proxy.lose_requests).add(END_TXN)
         start = time.monotonic()
         with pytest.raises(BrokerUnreachable, match=name):
             writer.commit([Message("out", None, name.encode())], {TP: 7}, name)
         assert time.monotonic() - start < SECONDS + 4
-        assert setting.proxy.lost > before
+        assert proxy.lost > before
         with pytest.raises(BrokerUnreachable, match="failed before"):
             writer.commit([Message("out", None, b"again")])
-        setting.proxy.lose_answers.clear()
-        setting.proxy.lose_requests.clear()
+        proxy.lose_answers.clear()
+        proxy.lose_requests.clear()
     log.writer(name)
     took_place = lost == "answer"
     assert log.committed(name, [TP]) == ({TP: 7} if took_place else {})
     assert (name.encode() in values(everything(log, "out"))) is took_place
 
 
-def test_a_send_that_failed_fails_the_step(setting: Setting, log: Log) -> None:
+def test_a_send_that_failed_fails_the_step(cluster: KafkaCluster, log: Log) -> None:
     log.create([Topic("strict", 1), Topic("other", 1)])
     writer = log.writer("strict")
     writer.commit([Message("strict", None, b"before")])
-    admin = KafkaAdminClient(bootstrap_servers=setting.cluster.url.removeprefix("kafka:"))
+    admin = KafkaAdminClient(bootstrap_servers=cluster.url.removeprefix("kafka:"))
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, "strict", configs={"max.message.bytes": "500"})])
     admin.close()
     # Ours is not the only hand that changes a topic: the client still takes the record, the broker does not.
@@ -109,10 +94,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_who_follows_one_that_was_killed_in_a_transaction_need_not_wait_for_its_end(setting: Setting, log: Log) -> None:
+def test_who_follows_one_that_was_killed_in_a_transaction_need_not_wait_for_its_end(cluster: KafkaCluster, log: Log) -> None:
     # With the default fifteen seconds for a transaction, so that its own end cannot be what helps.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", KILLED, setting.cluster.url], env=environment, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, cluster.url], env=environment, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     start = time.monotonic()
     writer = log.writer("killed")
@@ -121,9 +106,9 @@ def test_who_follows_one_that_was_killed_in_a_transaction_need_not_wait_for_its_
     assert time.monotonic() - start < 8
 
 
-def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_on_so_do_we(setting: Setting, log: Log) -> None:
+def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_on_so_do_we(cluster: KafkaCluster, log: Log) -> None:
     writer = log.writer("still")
-    (node,) = setting.cluster.nodes
+    (node,) = cluster.nodes
     node.send(signal.SIGSTOP)
     try:
         start = time.monotonic()
