@@ -116,7 +116,14 @@ class Moving:
         done = False
         for number, takeover in list(self._takeovers.items()):
             seconds = SLICE_SECONDS if self._worker.held else ALONE_SECONDS
-            if takeover.advance(seconds, self._system.health.beat):
+            try:
+                restored = takeover.advance(seconds, self._system.health.beat)
+            except Fenced as error:
+                logger.warning("takeover given up", partition=number, reason=str(error))
+                self._system.metrics.fenced.inc()
+                self._void[number] = time.monotonic() + PAUSE_SECONDS, self._takeovers.pop(number).give_up()
+                continue
+            if restored:
                 del self._takeovers[number]
                 self._worker.hold(takeover)
                 done = True

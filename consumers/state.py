@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from streaming.errors import LogError, StoreDamaged, StoreFull, StoreLocked
+from streaming.errors import Fenced, LogError, StoreDamaged, StoreFull, StoreLocked
 from streaming.log import TopicPartition
 from streaming.store.file import Place
 from streaming.store.restoration import Restoration, misfit, newest_position
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LET_GO_SECONDS = 2.0
 """How long a store that another process has is waited for: the earlier owner of its partition, as a rule, which is just closing it."""
+
+SETTLE_SECONDS = 1.0
+"""How long support sets and committed offset may differ: both are of one commit, but a broker shows the one a moment before the other."""
 
 TELL_SECONDS = 5.0
 """Time between two lines of the log about one restoration."""
@@ -102,6 +105,7 @@ class Takeover:
         self._sets = sets
         self._restoration: Restoration | None = None
         self._damaged = False
+        self._unlike_since = 0.0
         self._begun = self._told = time.monotonic()
 
     @property
@@ -123,7 +127,8 @@ class Takeover:
     def advance(self, seconds: float, beat: Callable[[], None] = lambda: None) -> bool:
         """Go on with restoring for about so long; returns whether it is done.
 
-        Raises `LogError` where support sets and committed offset do not belong together, and as `Restoration.advance` does.
+        Raises `Fenced` where another has taken the partition over meanwhile, `LogError` where support sets and committed offset do not
+        belong together, and as `Restoration.advance` does.
         """
         try:
             if self._restoration is None:
@@ -157,12 +162,25 @@ class Takeover:
         bounds, newest = self._state.fit(self.number, self._sets)
         found = newest.offset if newest else None
         if found != self._committed:
-            topic, number = self._state.changelog(self.number)
-            raise LogError(
-                f"{topic}[{number}] holds the support sets as of offset {found}, but group {self._state.settings.group_id} has "
-                f"committed {self._committed}: the two do not belong together; use another group or topic_prefix, or the log they came from"
-            )
+            self._explain(found)
+            return None
         return Restoration(self._state.log, self._state.changelog(self.number), self._sets, bounds)
+
+    def _explain(self, found: int | None) -> None:
+        """Support sets are as of another offset than the committed one: whoever has moved both on meanwhile has fenced us."""
+        state, (topic, number) = self._state, self._state.changelog(self.number)
+        source = TopicPartition(state.interactions, number)
+        now = state.log.committed(state.settings.group_id, [source]).get(source)
+        if now != self._committed:
+            raise Fenced(f"{source.topic}[{number}] went on from offset {self._committed} to {now} while it was being taken over")
+        self._unlike_since = self._unlike_since or time.monotonic()
+        if time.monotonic() - self._unlike_since < SETTLE_SECONDS:
+            time.sleep(0.005)
+            return
+        raise LogError(
+            f"{topic}[{number}] holds the support sets as of offset {found}, but group {state.settings.group_id} has "
+            f"committed {now}: the two do not belong together; use another group or topic_prefix, or the log they came from"
+        )
 
     def _tell(self, *, done: bool) -> None:
         now = time.monotonic()

@@ -201,6 +201,37 @@ def test_a_worker_that_was_paused_takes_back_only_what_it_missed(tmp_path: Path,
     assert broken(settings) == []
 
 
+def test_a_partition_that_another_takes_over_from_a_takeover_is_taken_back_anew(tmp_path: Path, hands: list[Hand]) -> None:
+    """What the one read of the committed offset does not fit what the changelog says once the other's steps are in it."""
+    settings = settings_of(tmp_path)
+    fill(settings, STREAM.messages[:300])
+    hands.append(first := Hand(settings))
+    first.until_idle()
+    hands.append(second := Hand(settings))
+    assignment = second.member.assignment()
+    while not assignment.partitions:
+        first.share()
+        assignment = second.member.assignment()
+    second.moving.follow(assignment)
+    taken = sorted(second.moving._takeovers)
+    assert taken
+    fill(settings, STREAM.messages[300:])
+    with System(settings) as system:
+        other = system.worker()
+        other.tables.assign(taken)
+        for number in taken:
+            tp = TopicPartition("interactions", number)
+            with system.log.reader() as reader:
+                reader.assign({tp: other.open(number)})
+                other.step(number, reader.poll(16), assignment)
+    second.moving.advance()
+    assert sorted(second.moving._void) == taken
+    first.until_idle()
+    second.until_idle()
+    assert sorted(second.worker.held) == taken
+    assert broken(settings) == []
+
+
 def test_after_the_broker_was_gone_nothing_is_read_again(tmp_path: Path, hands: list[Hand]) -> None:
     settings = settings_of(tmp_path)
     fill(settings, STREAM.messages[:300])
