@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -202,6 +204,9 @@ def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
     """(b): every event counts once in the query updates of its step, and these name the version that its scores name."""
     end, counted = 0, Counter[int]()
     ranges: dict[int, int] = {}
+    versions: dict[int, set[int]] = {}
+    for score in seen.scores:
+        versions.setdefault(score.step, set()).add(score.model_version)
     for offset, update in seen.updates:
         _, partition, first, after = update.source
         if partition != seen.number or (first not in ranges and first < end):
@@ -211,19 +216,24 @@ def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
         ranges.setdefault(first, after)
         end = max(end, after)
         counted[first] += update.events if update.kind == "query" else 0
-        if stated := {score.model_version for score in seen.scores if score.step == first} - {update.version}:
+        if stated := versions.get(first, set()) - {update.version}:
             yield Finding("d", f"the update before {offset} was made at {update.version}, the scores of its step at {stated}")
+    offsets = [event.offset for event in seen.events]
     for first, after in ranges.items():
-        events = sum(first <= event.offset < after for event in seen.events)
+        events = bisect_left(offsets, after) - bisect_left(offsets, first)
         if counted[first] != events:
             yield Finding("b", f"updates of the step {first} to {after} count {counted[first]} events, not {events}")
-    if uncovered := [e.offset for e in seen.events if not any(first <= e.offset < after for first, after in ranges.items())]:
+    firsts = sorted(ranges)
+    covered = [0, *itertools.accumulate((ranges[first] for first in firsts), max)]
+    if uncovered := [offset for offset in offsets if covered[bisect_right(firsts, offset)] <= offset]:
         yield Finding("b", f"no update covers the events of partition {seen.number} at {uncovered[:5]}")
 
 
 def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], partitions: list[Seen]) -> Iterator[Finding]:
     """(c): versions follow one another, and each folds whole updates from where its parent ended, or states which it skips."""
-    versions = [decode(whole.value, Version, what="version") for whole in joined(read(log, names["model"], 0))]
+    versions = [decode(value, Version, what="version") for _, _, value in joined(read(log, names["model"], 0))]
+    whole = {seen.number: dict(seen.updates) for seen in partitions}
+    places = {number: sorted(updates) for number, updates in whole.items()}
     known, parent, folded = {0}, 0, dict[int, int]()
     states: dict[int | None, dict[int, int]] = {None: {}, 0: {}}
     for version in versions:
@@ -238,15 +248,17 @@ def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], part
         for seen in partitions:
             start, end = folded.get(seen.number, 0), version.folded.get(seen.number, 0)
             dropped = {offset for number, offset in version.dropped if number == seen.number}
-            inside = [update for offset, update in seen.updates if start < offset <= end and offset not in dropped]
-            for offset, update in seen.updates:
-                if offset in dropped and (not start < offset <= end or not _may_be_dropped(update, parent, rules)):
+            ends = places[seen.number]
+            span = seen.updates[bisect_right(ends, start) : bisect_right(ends, end)]
+            inside = [update for offset, update in span if offset not in dropped]
+            for offset in sorted(dropped & whole[seen.number].keys()):
+                if not start < offset <= end or not _may_be_dropped(whole[seen.number][offset], parent, rules):
                     yield Finding(
                         "c", f"version {version.version} drops the update before {offset} of updates[{seen.number}]: against the rule"
                     )
             taken += len(inside)
             queries += sum(update.events for update in inside)
-            if end < start or (end > start and end not in {offset for offset, _ in seen.updates}):
+            if end < start or (end > start and end not in whole[seen.number]):
                 yield Finding("c", f"version {version.version} folds updates[{seen.number}] from {start} to {end}: no whole updates")
         if version.parent != parent:
             yield Finding("c", f"version {version.version} follows {version.parent}, but {parent} was the last")
