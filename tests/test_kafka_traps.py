@@ -16,6 +16,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from streaming.brokers import open_log
 from streaming.errors import BrokerUnreachable, LogError
+from streaming.kafka import KafkaLog
 from streaming.log import Log, Message, Topic, TopicPartition
 from tests.contract.conftest import everything, values
 from tests.kafka_cluster import KafkaCluster
@@ -81,6 +82,23 @@ def test_a_send_that_failed_fails_the_step(cluster: KafkaCluster, log: Log) -> N
     assert values(everything(log, "other")) == [b"after"], "what was sent before goes with it"
     assert values(everything(log, "strict")) == [b"before"]
     assert log.committed("strict", [TP]) == {TP: 10}
+
+
+def test_a_topic_that_another_process_makes_at_the_same_moment_is_no_refusal(
+    cluster: KafkaCluster, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, refresh, looked = Topic("at-once", 1), KafkaLog._refresh, [0]
+    with open_log(cluster.url, **PATIENCE) as other:
+
+        def refreshed(self: KafkaLog) -> None:
+            refresh(self)
+            looked[0] += self is log
+            if self is log and looked[0] == 1:
+                other.create([topic])
+
+        monkeypatch.setattr(KafkaLog, "_refresh", refreshed)
+        log.create([topic])
+    assert log.topics()["at-once"].partitions == 1
 
 
 KILLED = """

@@ -25,7 +25,7 @@ from streaming.partitioner import partition_of
 from streaming.risks import Risk
 
 SETTLE_MS = 3_000
-"""How long an offset is waited for that an open transaction may be about to change."""
+"""How long is waited for an offset that an open transaction may be about to change, and for a topic that is just being made."""
 
 Kind = TypeVar("Kind", Reader, Member, Writer)
 
@@ -54,10 +54,17 @@ class KafkaLog(Log):
             checked(topic)
         self._refresh()
         options = self.client.options
-        deadline = time.monotonic() + options.request_timeout_ms / 1000
+        begun = time.monotonic()
+        deadline = begun + options.request_timeout_ms / 1000
         while missing := {topic.name: topic for topic in wanted if topic.name not in self._known}:
-            self._require_visible(missing)
-            self._make(missing.values())
+            try:
+                self._require_visible(missing)
+            except AccessRefused:
+                # One that was made a moment ago, here or by another process, is known by its name before it is by its settings.
+                if time.monotonic() - begun > SETTLE_MS / 1000:
+                    raise
+            else:
+                self._make(missing.values())
             self._refresh()
             # What one broker has made another hears of a moment later.
             if missing.keys() - self._known.keys():
