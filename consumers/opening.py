@@ -11,6 +11,7 @@ import structlog
 
 from consumers.logs import masked_text
 from streaming.brokers import open_log
+from streaming.deadletters import LETTER_BYTES
 from streaming.errors import LogUnavailable
 from streaming.readonly import ReadOnlyLog
 from streaming.topics import topics
@@ -87,5 +88,7 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
         elif name in sizes:
             # By size alone: how far back they reach is a matter of disk, not of days.
             topic = topic._replace(retention_ms=None, retention_bytes=sizes[name])  # noqa: PLW2901
-        made[name] = topic._replace(max_record_bytes=settings.topics.max_record_bytes)
+        # A letter that its topic refused would stop the stream.
+        least = LETTER_BYTES if name == "dead-letters" else 0
+        made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least))
     return made

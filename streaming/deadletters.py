@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 KEPT_BYTES = 4096
 """How much of a dead letter's key and value is kept."""
 
+LETTER_BYTES = 16_384
+"""What a dead letter takes at most as a message, its key included: `KEPT_BYTES` three times, and what tells of them."""
+
 _DETAIL_CHARACTERS = 500
 
 

@@ -22,6 +22,7 @@ from consumers.stop import Interrupted
 from streaming import errors
 from streaming.chunks import split
 from streaming.codec import encode
+from streaming.deadletters import LETTER_BYTES
 from streaming.events import Version
 from streaming.log import Log, Message, TopicPartition
 
@@ -253,7 +254,7 @@ def test_topics_follow_the_settings() -> None:
     )
     topics = topics_of(settings)
     assert {topic.name for topic in topics.values()} == {f"a.{name}" for name in topics}
-    assert {topic.max_record_bytes for topic in topics.values()} == {9000}
+    assert {name: topic.max_record_bytes for name, topic in topics.items()} == dict.fromkeys(topics, 9000) | {"dead-letters": LETTER_BYTES}
     assert (topics["scores"].partitions, topics["scores"].retention_ms) == (3, 5)
     assert topics["interactions"].retention_ms is None
     assert topics["updates"].retention_bytes == 2_000_000
