@@ -84,7 +84,7 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
                     system.health.committed()
                 if requests.answer(number, reader.position(tp), assignment):
                     system.health.committed()
-                worker.held[number].support.settle()
+                worker.settle(number)
             except (Fenced, StoreDamaged) as error:
                 moving.give_up_step(number, error)
                 break

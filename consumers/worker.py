@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+import structlog
 import torch
 
 from consumers.state import State, Takeover
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from streaming.log import Assignment, Log, Record, Topic, Writer
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
+
+logger = structlog.get_logger()
 
 
 class Taken(NamedTuple):
@@ -76,6 +79,8 @@ class Partition:
     writer: Writer
     support: SupportSets
     offset: int
+    full: str = ""
+    """Why its local store has no room, as far as that was said; empty where it has."""
 
 
 class Worker:
@@ -119,6 +124,17 @@ class Worker:
         partition.writer.close()
         self._observe_users()
         return partition.support
+
+    def settle(self, number: int) -> None:
+        """Let the partition's local store write down what waits, and say so when it has no room, and when it has again."""
+        partition = self.held[number]
+        partition.support.settle()
+        full = partition.support.held.full
+        if full and not partition.full:
+            logger.warning("the local store has no room; changes wait in memory", partition=number, reason=full)
+        elif partition.full and not full:
+            logger.warning("the local store has room again", partition=number)
+        partition.full = full
 
     def close(self) -> None:
         """Let everything go."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from consumers.moving import Moving
 from consumers.opening import connect
@@ -337,6 +338,36 @@ def test_a_partition_that_goes_is_followed_on(tmp_path: Path, hands: list[Hand])
     second.leave()
     first.until_idle()
     assert set(first.restored.values()) == {0}
+    assert broken(settings) == []
+
+
+def test_a_store_without_room_is_said_once_and_scoring_goes_on(tmp_path: Path, hands: list[Hand], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.store.stored._AGAIN_SECONDS", 0.0)
+    settings = settings_of(tmp_path, "state")
+    hands.append(hand := Hand(settings))
+    fill(settings, STREAM.messages[:300])
+    hand.until_idle()
+    stores = [held for number in hand.worker.held if isinstance(held := hand.worker.held[number].support.held, Stored)]
+    assert len(stores) == PARTITIONS
+    for store in stores:
+        (pages,) = store._file.db.execute("PRAGMA page_count").fetchone()
+        store._file.db.execute(f"PRAGMA max_page_count = {pages}")
+    fill(settings, Stream(1200, seed=9, users=900, partitions=PARTITIONS).messages)
+    with structlog.testing.capture_logs() as said:
+        hand.until_idle()
+        for number in [*hand.worker.held, *hand.worker.held]:
+            hand.worker.held[number].support.held.settle()
+            hand.worker.settle(number)
+        full = [line for line in said if "no room" in line["event"]]
+        assert sorted(line["partition"] for line in full) == list(range(PARTITIONS))
+        assert all(line["reason"].startswith("worker.state_dir: no room for ") for line in full)
+        for store in stores:
+            store._file.db.execute("PRAGMA max_page_count = 1000000")
+        for number in hand.worker.held:
+            hand.worker.held[number].support.held.settle()
+            hand.worker.settle(number)
+    assert sorted(line["partition"] for line in said if "room again" in line["event"]) == list(range(PARTITIONS))
+    assert [store.behind for store in stores] == [0] * PARTITIONS
     assert broken(settings) == []
 
 

@@ -139,7 +139,9 @@ class StoreFile:
             whole = getattr(error, "sqlite_errorcode", 0)
             code = whole & 0xFF
             if code == sqlite3.SQLITE_FULL or whole in _NO_ROOM:
-                raise StoreFull(f"no room for {self.path}: the disk, a quota or a limit of file size is reached") from error
+                raise StoreFull(
+                    f"worker.state_dir: no room for {self.path}: the disk, a quota or the size of files has its limit"
+                ) from error
             if code in _BUSY:
                 raise StoreLocked(f"{self.path} is held by another process") from error
             if code in _CANNOT:
