@@ -2,7 +2,7 @@
 
 Each line on its input is a run, as JSON: [settings, journal, role]. In lockstep it answers with the run's process id, "ready" as it
 begins, "step" after each step, and "ended CODE", negative for the signal that killed it. A worker or a trainer says its process id alone,
-and is not waited for.
+and is not waited for: `ended` looks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from consumers import logs
+from consumers.exits import Exit, exit_of
 from consumers.live import run_worker
 from consumers.lockstep import Progress
 from consumers.settings import Settings
@@ -31,15 +33,27 @@ ROOT = Path(__file__).resolve().parent.parent
 class Nursery:
     """The test's side of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path | None = None) -> None:
+        """``log`` gets what the processes say from warnings on; without it standard error gets errors."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.nursery"],
+            [sys.executable, "-m", "tests.nursery", "warning" if log else "error"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Through a pipe, so that a process whose files may not grow can still speak.
+            stderr=subprocess.PIPE if log else None,
             text=True,
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        if log:
+            threading.Thread(target=self._copy, args=(log,), daemon=True).start()
+
+    def _copy(self, log: Path) -> None:
+        assert self._process.stderr is not None
+        with log.open("w") as file, self._process.stderr as said:
+            for line in said:
+                file.write(line)
+                file.flush()
 
     def start(self, settings: Settings, journal: Path = Path(), role: Role = "lockstep") -> int:
         """Start a run; returns its process id."""
@@ -70,6 +84,13 @@ class Nursery:
         self._process.wait(30)
 
 
+def ended(pid: int) -> int | None:
+    """The exit code of a worker or trainer, negative for the signal that killed it; None while it runs. It needs Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    # Nobody waits for them, so that they stay as zombies: field 3 is the state, field 52 what a wait would say.
+    return os.waitstatus_to_exitcode(int(fields[49])) if fields[0] == "Z" else None
+
+
 def child(settings: dict[str, Any], journal: str, role: Role) -> None:
     """A run, from start to end."""
     # The child says its own number, so that it stands before whatever else the child says.
@@ -87,15 +108,16 @@ def child(settings: dict[str, Any], journal: str, role: Role) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("error")  # On standard error, away from the answers.
+    logs.configure("warning" if sys.argv[1:] == ["warning"] else "error")  # On standard error, away from the answers.
     for line in sys.stdin:
         order = json.loads(line)
         if (pid := os.fork()) == 0:
-            code = 1
+            code: int = Exit.UNEXPECTED
             try:
                 child(*order)
                 code = 0
-            except BaseException:  # noqa: BLE001 - of a process that is about to end
+            except BaseException as error:  # noqa: BLE001 - of a process that is about to end
+                code = exit_of(error)
                 traceback.print_exc()
             finally:
                 os._exit(code)

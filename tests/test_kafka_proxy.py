@@ -109,6 +109,5 @@ def test_answers_of_one_kind_are_lost_and_whatever_follows_them(proxy: Proxy, se
 def test_where_no_broker_is_the_connection_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         free = held.getsockname()[1]
-    with Proxy(0, free) as proxy, connect(proxy) as one:
-        with contextlib.suppress(ConnectionResetError):
-            assert one.recv(1) == b""
+    with Proxy(0, free) as proxy, connect(proxy) as one, contextlib.suppress(ConnectionResetError):
+        assert one.recv(1) == b""
