@@ -44,7 +44,7 @@ class ProcessEnded(StreamError):
 
 @dataclass(slots=True)
 class Seen:
-    """What an endpoint said last. ``lag`` is by partition, ``stages`` the seconds by stage since the process began."""
+    """What an endpoint said last. ``lag`` is by partition, ``stages`` the seconds by stage since the process began, ``processor`` those of its processor."""
 
     ready: bool = False
     state: str = "starting"
@@ -56,6 +56,8 @@ class Seen:
     memory: float = math.nan
     attention: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    processor: dict[str, float] = field(default_factory=dict)
+    commits: int = 0
 
 
 class Rate:
@@ -244,6 +246,10 @@ def seen_in(text: str) -> Seen:
                 seen.attention[labels["over"]] = value
             case "coldstream_step_stage_seconds_sum":
                 seen.stages[labels["stage"]] = value
+            case "coldstream_stage_processor_seconds_total":
+                seen.processor[labels["stage"]] = value
+            case "coldstream_commits_total":
+                seen.commits = int(value)
             case _:
                 pass
     return seen
