@@ -29,6 +29,13 @@ DEPLOY = ROOT / "deploy" / "kafka"
 LIBS = ROOT / ".kafka" / "libs"
 CLUSTER_ID = "Q29sZHN0cmVhbUNsdXN0ZQ"
 START_SECONDS = 60.0
+KILLED = {
+    "group.min.session.timeout.ms": "200",
+    # A broker that is gone is missed before it is back, and one that comes back need not wait until it has been missed.
+    "broker.session.timeout.ms": "2500",
+    "broker.heartbeat.interval.ms": "250",
+}
+"""Settings of brokers that are to be killed and stopped: by default others wait 9 s for them."""
 
 
 class BrokerFailed(Exception):
@@ -78,6 +85,8 @@ class Node:
         self.folder = folder
         self.port = port
         self.heap_mb = heap_mb
+        self.short_lived = True
+        """Whether it is made quick to start rather than quick for hours."""
         self.tied = True
         """Whether it ends with this process, even if that is killed."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -88,12 +97,10 @@ class Node:
 
     def java(self, main: str, *arguments: str) -> list[str]:
         """The command that runs a class of Apache Kafka."""
-        # Quick to start rather than quick for hours: these brokers live for minutes on few cores.
         flags = [
             f"-Xmx{self.heap_mb}m",
             "-Xms128m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
+            *(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if self.short_lived else ["-XX:+UseG1GC"]),
             "-Xshare:auto",
             "-Djava.awt.headless=true",
         ]
