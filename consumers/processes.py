@@ -44,7 +44,7 @@ class ProcessEnded(StreamError):
 
 @dataclass(slots=True)
 class Seen:
-    """What an endpoint said last. ``lag`` is by partition, ``stages`` the seconds by stage since the process began, ``processor`` those of its processor."""
+    """What an endpoint said last. ``lag`` is by partition, ``stages`` and ``processor`` are seconds by stage since the process began."""
 
     ready: bool = False
     state: str = "starting"

@@ -105,7 +105,7 @@ def replay(
         raise SourceError(f"{name}: the batch must be at least 1 entry; it is {batch}")
     if not source.timed and (sort_by_time or rate != "max" or not within.whole):
         raise SourceError(f"{name}: profiles have no time to sort by or to keep pace with, nor to choose by")
-    if isinstance(source, TopicSource) and source.log is log and source.topic.name == topics[into].name:
+    if isinstance(source, TopicSource) and source.topic.name == topics[into].name and source.log.identity() == log.identity():
         raise SourceError(f"{name}: a topic cannot be replayed into itself; name another topic_prefix or another log")
     identity = [group, topics[into].name, name, *([] if within.whole else [str(within)])]
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:24]

@@ -10,7 +10,7 @@ import msgspec
 from streaming.chunks import last_value
 from streaming.codec import decode
 from streaming.headers import VersionHeader
-from streaming.log import Bounds, TopicPartition
+from streaming.log import Bounds, TopicPartition, left
 
 if TYPE_CHECKING:
     from consumers.settings import Settings
@@ -27,7 +27,10 @@ class TopicStatus(msgspec.Struct, frozen=True):
 
 
 class PartitionStatus(msgspec.Struct, frozen=True):
-    """A partition of interactions: its bounds, the workers' committed offset (None: never committed), and what is not consumed yet."""
+    """A partition of interactions: its bounds, the workers' committed offset (None: never committed), and what is not consumed yet.
+
+    ``lag`` is 0 where all is; a long one counts a broker's own marks with the events.
+    """
 
     partition: int
     start: int
@@ -37,7 +40,7 @@ class PartitionStatus(msgspec.Struct, frozen=True):
 
 
 class VersionStatus(msgspec.Struct, frozen=True):
-    """The last model version. ``waiting`` counts updates not folded in yet; ``ours`` says whether its settings are those in force."""
+    """The last model version. ``waiting`` counts records of updates not folded yet; ``ours``: whether its settings are those in force."""
 
     version: int
     parent: int | None
@@ -84,12 +87,8 @@ def _topic(topic: Topic, bounds: Mapping[TopicPartition, Bounds]) -> TopicStatus
 
 def _partitions(log: Log, group: str, bounds: Mapping[TopicPartition, Bounds]) -> list[PartitionStatus]:
     committed = log.committed(group, bounds)
-    rows = []
-    for tp, bound in sorted(bounds.items()):
-        offset = committed.get(tp)
-        lag = bound.end - max(bound.start, offset or 0)
-        rows.append(PartitionStatus(tp.partition, bound.start, bound.end, offset, max(0, lag)))
-    return rows
+    lags = left(log, {tp: committed.get(tp, 0) for tp in bounds})
+    return [PartitionStatus(tp.partition, bound.start, bound.end, committed.get(tp), lags[tp]) for tp, bound in sorted(bounds.items())]
 
 
 def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], updates: Mapping[TopicPartition, Bounds]) -> VersionStatus | None:
@@ -97,7 +96,7 @@ def _model(log: Log, digest: str, model: Mapping[TopicPartition, Bounds], update
     if not newest:
         return None
     last = max(newest, key=lambda version: version.version)
-    waiting = sum(max(0, bound.end - max(bound.start, last.folded.get(tp.partition, 0))) for tp, bound in updates.items())
+    waiting = sum(left(log, {tp: last.folded.get(tp.partition, 0) for tp in updates}).values())
     return VersionStatus(last.version, last.parent, last.made_at, last.events, waiting, last.settings == digest)
 
 

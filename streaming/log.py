@@ -194,6 +194,10 @@ class Log(abc.ABC):
         """
 
     @abc.abstractmethod
+    def identity(self) -> str:
+        """What tells this log from every other, under whatever address or path it was opened."""
+
+    @abc.abstractmethod
     def topics(self) -> dict[str, Topic]:
         """Every topic by name."""
 
@@ -237,6 +241,22 @@ class Log(abc.ABC):
 
 
 _PATIENCE_SECONDS = 30.0
+
+NEAR_END = 16
+"""Offsets from the end within which `left` looks at what is there."""
+
+
+def left(log: Log, since: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """How much each partition has from these offsets on.
+
+    A broker's own marks, such as those that end Kafka's transactions, take offsets too. Where few offsets are left they are read, so that
+    what was read to its end has nothing left; where many are, they are counted as they stand.
+    """
+    found = {}
+    for tp, (start, end) in log.bounds(since).items():
+        offsets = max(0, end - max(start, since[tp]))
+        found[tp] = offsets if offsets > NEAR_END else sum(1 for _ in present(log, [tp], since=since[tp]))
+    return found
 
 
 def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, since: int = 0) -> Iterator[Record]:

@@ -23,6 +23,10 @@ class ReadOnlyLog(Log):
     def __init__(self, log: Log) -> None:
         self._log = log
 
+    def identity(self) -> str:
+        """As `Log.identity`."""
+        return self._log.identity()
+
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""
         return self._log.topics()

@@ -30,6 +30,9 @@ class ReadingLog(Log):
     def create(self, topics: Iterable[Topic]) -> None:
         raise NotImplementedError
 
+    def identity(self) -> str:
+        return f"lists {id(self)}"
+
     def topics(self) -> dict[str, Topic]:
         return self._topics
 

@@ -116,6 +116,12 @@ def test_a_topic_is_not_replayed_into_itself(tmp_path: Path) -> None:
         replay(log, TopicSource(log, "interactions"), topics(partitions=1))
 
 
+def test_nor_where_the_log_goes_by_another_name(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    with new_log(tmp_path) as log, new_log(tmp_path / "elsewhere") as other, pytest.raises(SourceError, match="into itself"):
+        replay(log, TopicSource(other, "interactions"), topics(partitions=1))
+
+
 @pytest.mark.parametrize("rate", [1.0, 4.0])
 @pytest.mark.parametrize("kind", ["file", "sorted file", "topic"])
 def test_a_range_keeps_the_recorded_pace_from_its_first_event_on(kind: str, rate: float, tmp_path: Path) -> None:

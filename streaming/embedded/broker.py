@@ -51,6 +51,7 @@ class EmbeddedLog(Log):
             if value < 1:
                 raise ValueError(f"{setting} is {value}, it must be at least 1")
         self._session_timeout = session_timeout_ms
+        self._path = Path(path)
         self._file = LogFile(Path(path), durability, lock_timeout_ms, clock, read_only=read_only)
         self._partitions = Partitions(self._file)
         self._records = Records(self._file, self._partitions)
@@ -58,6 +59,11 @@ class EmbeddedLog(Log):
     def create(self, topics: Iterable[Topic]) -> None:
         """As `Log.create`: all of them or none. Raises ValueError for settings that no topic can have."""
         self._partitions.create(topics)
+
+    def identity(self) -> str:
+        """As `Log.identity`: the file, which other paths may lead to as well."""
+        found = self._path.stat()
+        return f"file {found.st_dev}/{found.st_ino}"
 
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""

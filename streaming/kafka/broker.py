@@ -93,6 +93,11 @@ class KafkaLog(Log):
         with self.client.told(f"creating {', '.join(wanted)}", "CREATE"), contextlib.suppress(errors.TopicAlreadyExistsError):
             self._admin.create_topics(wanted, timeout_ms=options.request_timeout_ms)
 
+    def identity(self) -> str:
+        """As `Log.identity`: the cluster's id, whichever of its brokers answers."""
+        with self.client.told("asking for the cluster's id", "DESCRIBE"), self._lock:
+            return f"cluster {self._admin.describe_cluster()['cluster_id']}"
+
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""
         self._refresh()

@@ -207,3 +207,8 @@ def test_retention_by_age_may_empty_a_partition_but_keeps_its_end(broker: Broker
         fill(log, clock, b"tick")
     assert log.bounds([tp]) == {tp: Bounds(2, 2)}
     assert fill(log, name, b"c", partition=1) == [2]
+
+
+def test_a_log_is_known_again_through_another_connection(broker: Broker, log: Log) -> None:
+    assert broker.connect().identity() == log.identity()
+    assert log.identity()

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from streaming.errors import Fenced, LogError, RecordTooLarge, UnknownTopic
-from streaming.log import Bounds, Log, Message, TopicPartition
-from tests.contract.conftest import Broker, everything, values
+from streaming.log import NEAR_END, Bounds, Log, Message, TopicPartition, left
+from tests.contract.conftest import Broker, everything, fill, values
 
 
 def test_messages_and_offsets_become_visible_together(broker: Broker, log: Log) -> None:
@@ -130,3 +130,19 @@ def test_writers_in_several_threads_and_connections_lose_nothing(broker: Broker,
     assert Counter(orders[0]) == Counter(orders[1])
     for number in range(4):
         assert [v for v in orders[0] if v and v.startswith(b"%d " % number)] == [b"%d %d" % (number, n) for n in range(40)]
+
+
+def test_what_was_read_to_its_end_has_nothing_left_whatever_marks_the_broker_leaves(broker: Broker, log: Log) -> None:
+    tp = TopicPartition(broker.topic(log), 0)
+    with log.writer(f"{tp.topic}-w") as writer:
+        places = [writer.commit([Message(tp.topic, b"k", b"%d" % n)])[0] for n in range(3)]
+    assert left(log, {tp: places[-1] + 1}) == {tp: 0}
+    assert left(log, {tp: places[-1]}) == {tp: 1}
+    assert left(log, {tp: 0}) == {tp: 3}
+    assert left(log, {tp: places[-1] + 100}) == {tp: 0}
+
+
+def test_a_long_way_is_counted_as_it_stands(broker: Broker, log: Log) -> None:
+    tp = TopicPartition(broker.topic(log), 0)
+    fill(log, tp.topic, *(b"%d" % n for n in range(NEAR_END + 5)))
+    assert left(log, {tp: 0}) == {tp: NEAR_END + 5}
