@@ -1,0 +1,296 @@
+"""Fills and watches topics for `benchmarks.end_to_end`: an event in at a stated rate, its score out, and the time between.
+
+A program of its own that knows nothing of Coldstream but the fields of its records, in an environment of its own with librdkafka's
+client, whose cost an event is a tenth of a Python client's: it shares the cores with what is measured. It prints what it saw as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as kafka
+import msgpack
+
+QUEUED = 400_000
+
+
+def lines(path: Path) -> list[list[str]]:
+    """Rows of a tab-separated file, its header left out."""
+    with path.open(encoding="utf-8") as file:
+        next(file)
+        return [line.rstrip("\n").split("\t") for line in file]
+
+
+def events(data: Path) -> Iterator[tuple[bytes, bytes]]:
+    """MovieLens-100K in order of time, again and again, with new users each time: cold ones keep coming, as in the demo."""
+    rows = sorted(lines(data / "ml-100k.inter"), key=lambda row: float(row[3]))
+    turn = 0
+    while True:
+        for user, item, rating, seconds in rows:
+            name = f"{turn}-{user}"
+            value = {"user": name, "item": item, "rating": float(rating), "timestamp": int(float(seconds)) * 1000}
+            yield name.encode(), msgpack.packb(value)
+        turn += 1
+
+
+def profiles(data: Path, turns: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """Profiles of items, and of the users of so many turns: topic, key, value."""
+    for number, _title, year, classes in (row[:4] for row in lines(data / "ml-100k.item")):
+        features: dict[str, Any] = {"class": classes.split()}
+        if year.isdigit():
+            features["release_year"] = float(year)
+        yield "items", number.encode(), msgpack.packb({"features": features})
+    for user, age, gender, occupation, zip_code in (row[:5] for row in lines(data / "ml-100k.user")):
+        features = {"age": float(age), "gender": gender, "occupation": occupation, "zip_code": zip_code}
+        for turn in range(turns):
+            yield "users", f"{turn}-{user}".encode(), msgpack.packb({"features": features})
+
+
+def producer(broker: str) -> kafka.Producer:
+    """A producer that places keys as Java's does."""
+    return kafka.Producer(
+        {
+            "bootstrap.servers": broker,
+            "partitioner": "murmur2_random",
+            "linger.ms": 2,
+            "enable.idempotence": True,
+            "queue.buffering.max.messages": QUEUED,
+        }
+    )
+
+
+class Watch(threading.Thread):
+    """Reads scores as a read_committed consumer does, and notes when each event's came."""
+
+    def __init__(self, broker: str, topic: str, partitions: int, room: int) -> None:
+        super().__init__(daemon=True)
+        self.count = 0
+        self.twice = 0
+        self.seen = [array("d", bytes(8 * room)) for _ in range(partitions)]
+        self.done = threading.Event()
+        self._consumer = kafka.Consumer(
+            {
+                "bootstrap.servers": broker,
+                "group.id": "watch",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 20,
+                "auto.offset.reset": "earliest",
+            }
+        )
+        ends = [self._consumer.get_watermark_offsets(kafka.TopicPartition(topic, p), timeout=10)[1] for p in range(partitions)]
+        self._consumer.assign([kafka.TopicPartition(topic, p, end) for p, end in enumerate(ends)])
+
+    def run(self) -> None:
+        """Until `done`."""
+        while not self.done.is_set():
+            for message in self._consumer.consume(500, timeout=0.02):
+                if message.error():
+                    raise kafka.KafkaException(message.error())
+                now = time.monotonic()
+                source = msgpack.unpackb(message.value()).get("source")
+                if source is None:
+                    continue
+                _, partition, offset = source
+                if self.seen[partition][offset]:
+                    self.twice += 1
+                    continue
+                self.seen[partition][offset] = now
+                self.count += 1
+        self._consumer.close()
+
+
+def fill(broker: str, data: Path, count: int, turns: int) -> dict[str, Any]:
+    """Put the profiles of so many turns and ``count`` events into the topics, as fast as they are taken."""
+    client = producer(broker)
+    for topic, key, value in profiles(data, turns):
+        client.produce(topic, value, key)
+        client.poll(0)
+    client.flush(60)
+    began = time.monotonic()
+    for number, (key, value) in enumerate(events(data)):
+        if number == count:
+            break
+        while True:
+            try:
+                client.produce("interactions", value, key)
+                break
+            except BufferError:
+                client.poll(0.1)
+        client.poll(0)
+    if client.flush(120):
+        raise SystemExit("the broker did not take all events")
+    return {"events": count, "seconds": time.monotonic() - began}
+
+
+def drain(broker: str, partitions: int, count: int, seconds: float) -> dict[str, Any]:
+    """Watch the scores of ``count`` events that are in the log already; says how many were scored by each second."""
+    watch = Watch(broker, "scores", partitions, count)
+    watch.start()
+    tell("ready")
+    marks = [(0.0, 0)]
+    began = time.monotonic()
+    while watch.count < count and time.monotonic() - began < seconds:
+        time.sleep(0.25)
+        marks.append((time.monotonic() - began, watch.count))
+    watch.done.set()
+    watch.join()
+    return {"scored": watch.count, "twice": watch.twice, "marks": marks}
+
+
+def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Send events at ``rate`` for ``seconds`` while watching the scores; the topic must be empty.
+
+    Latency is from the event's hand-over to the producer to its score's arrival here. ``marks``: at each second, how many were sent
+    and how many scored.
+    """
+    count = int(rate * seconds)
+    watch = Watch(broker, "scores", partitions, count)
+    watch.start()
+    sent = [array("d") for _ in range(partitions)]
+    due = [array("d") for _ in range(partitions)]
+    failed: list[str] = []
+    places: list[list[int]] = [[] for _ in range(partitions)]
+
+    def delivered(error: kafka.KafkaError | None, message: kafka.Message) -> None:
+        if error is not None:
+            failed.append(str(error))
+        else:
+            places[message.partition()].append(message.offset())
+
+    client = producer(broker)
+    source = events(data)
+    order = [next(source) for _ in range(count)]
+    from_key = partitioner(partitions)
+    tell("ready")
+    marks: list[tuple[float, int, int]] = []
+    began = time.monotonic()
+    number = 0
+    while number < count:
+        now = time.monotonic()
+        while number < count and began + number / rate <= now:
+            key, value = order[number]
+            partition = from_key(key)
+            client.produce("interactions", value, key, partition, on_delivery=delivered)
+            sent[partition].append(time.monotonic())
+            due[partition].append(began + number / rate)
+            number += 1
+        client.poll(0)
+        if not marks or now - marks[-1][0] - began >= 1:
+            marks.append((now - began, number, watch.count))
+        time.sleep(0.001)
+    client.flush(60)
+    last = time.monotonic()
+    while watch.count < count and time.monotonic() - last < 60:
+        time.sleep(0.1)
+    caught_up = time.monotonic() - last
+    watch.done.set()
+    watch.join()
+    # One producer without a transaction: a partition's n-th event stands at offset n.
+    if failed or any(sorted(offsets) != list(range(len(offsets))) for offsets in places):
+        raise SystemExit(f"events were not taken in order: {failed[:1]}")
+    waits = [
+        (at - began, 1000 * (seen - at))
+        for partition in range(partitions)
+        for at, seen in zip(sent[partition], watch.seen[partition], strict=False)
+        if seen
+    ]
+    late = max((a - d for p in range(partitions) for a, d in zip(sent[p], due[p], strict=True)), default=0.0)
+    return {
+        "sent": count,
+        "scored": watch.count,
+        "twice": watch.twice,
+        "caught_up_seconds": caught_up,
+        "sent_late_seconds": late,
+        "marks": marks,
+        "latency_ms": percentiles([wait for at, wait in waits if at >= min(30.0, seconds / 4)]),
+        "latency_by_10_s": by_ten(waits),
+    }
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Median, 90th, 99th percentile and largest of values."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0))
+    }
+
+
+def by_ten(waits: list[tuple[float, float]]) -> list[float]:
+    """The 99th percentile of each ten seconds."""
+    groups: dict[int, list[float]] = {}
+    for at, wait in waits:
+        groups.setdefault(int(at // 10), []).append(wait)
+    return [percentiles(groups[group])["p99"] for group in sorted(groups)]
+
+
+def partitioner(partitions: int) -> Callable[[bytes], int]:
+    """murmur2 of a key, as Java places it; remembered, for users come in bursts."""
+    known: dict[bytes, int] = {}
+
+    def place(key: bytes) -> int:
+        if key not in known:
+            known[key] = (murmur2(key) & 0x7FFFFFFF) % partitions
+        return known[key]
+
+    return place
+
+
+def murmur2(data: bytes) -> int:
+    """The hash of Kafka's default partitioner, 32 bits."""
+    m, length = 0x5BD1E995, len(data)
+    h = (0x9747B28C ^ length) & 0xFFFFFFFF
+    whole = length - length % 4
+    for at in range(0, whole, 4):
+        k = int.from_bytes(data[at : at + 4], "little") * m & 0xFFFFFFFF
+        k = (k ^ k >> 24) * m & 0xFFFFFFFF
+        h = (h * m & 0xFFFFFFFF) ^ k
+    rest = data[whole:]
+    if rest:
+        h = (h ^ int.from_bytes(rest, "little")) * m & 0xFFFFFFFF
+    h = (h ^ h >> 13) * m & 0xFFFFFFFF
+    return h ^ h >> 15
+
+
+def tell(word: str) -> None:
+    """Say how far this is, a line at a time."""
+    sys.stdout.write(word + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("fill", "drain", "offer"))
+    parser.add_argument("--broker", required=True)
+    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=0)
+    parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--partitions", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=1)
+    chosen = parser.parse_args()
+    if chosen.what == "fill":
+        found = fill(chosen.broker, chosen.data, chosen.count, chosen.turns)
+    elif chosen.what == "drain":
+        found = drain(chosen.broker, chosen.partitions, chosen.count, chosen.seconds)
+    else:
+        found = offer(chosen.broker, chosen.data, chosen.partitions, chosen.rate, chosen.seconds)
+    times = os.times()
+    tell(json.dumps(found | {"processor_seconds": times.user + times.system}))
+
+
+if __name__ == "__main__":
+    main()
