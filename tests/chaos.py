@@ -23,7 +23,7 @@ from consumers.settings import Settings
 from streaming.errors import BrokerUnreachable
 from streaming.log import Message
 from tests.chaos_outcome import Outcome, write_table
-from tests.kafka_cluster import KafkaCluster, Node
+from tests.kafka_cluster import KILLED, KafkaCluster, Node
 from tests.nursery import Nursery, Role, ended
 from tests.small_runs import Stream, profile, small
 from tests.test_live_kill import waiting
@@ -259,13 +259,7 @@ def chaos(folder: Path, seed: int, events: int, faults: int, nodes: int) -> Outc
         log={"session_timeout_ms": int(1000 * SESSION_SECONDS)},
         kafka={"transaction_timeout_ms": 10_000, "request_timeout_ms": 5_000},
     )
-    quick = {
-        "group.min.session.timeout.ms": "200",
-        # A broker that is gone is missed before it is back, and one that stops is let go at once.
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "250",
-    }
-    with Nursery(folder / "said.jsonl") as nursery, KafkaCluster(folder / "kafka", nodes, settings=quick, proxied=True) as cluster:
+    with Nursery(folder / "said.jsonl") as nursery, KafkaCluster(folder / "kafka", nodes, settings=KILLED, proxied=True) as cluster:
         return Chaos(settings, cluster, nursery, seed).run(events, faults)
 
 

@@ -1,4 +1,5 @@
-"""Promises (a) to (e) while live processes are killed, paused and replaced, on either broker; on Apache Kafka the broker is killed too."""
+"""Promises (a) to (e) while live processes are killed, paused and replaced, on either broker; on Apache Kafka the broker is
+killed too, and connections to it are cut or left half open."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from consumers.opening import connect
 from consumers.settings import Settings
 from streaming.log import TopicPartition
 from streaming.partitioner import partition_of
-from tests.kafka_cluster import KafkaCluster
+from tests.kafka_cluster import KILLED, KafkaCluster
 from tests.nursery import Nursery
 from tests.small_runs import Stream, fill, profile, small
 from tests.test_promises import findings, reasons_of
@@ -45,7 +46,7 @@ def test_on_the_embedded_log(nursery: Nursery, tmp_path: Path) -> None:
 
 @pytest.mark.kafka
 def test_on_apache_kafka(nursery: Nursery, tmp_path: Path) -> None:
-    with KafkaCluster(tmp_path / "kafka", settings={"group.min.session.timeout.ms": "200"}) as cluster:
+    with KafkaCluster(tmp_path / "kafka", settings=KILLED, proxied=True) as cluster:
         disturb(nursery, settings_of(tmp_path / "unused.db").model_copy(update={"broker": cluster.url}), cluster)
 
 
@@ -54,8 +55,9 @@ def disturb(nursery: Nursery, settings: Settings, cluster: KafkaCluster | None) 
     partitions, bursts = PARTITIONS, BURSTS
     stream = Stream(bursts * 100, seed=12, partitions=partitions)
     fill(settings, stream.profiles)
-    workers = [nursery.start(settings, role="worker") for _ in range(2)]
-    trainer = nursery.start(settings, role="trainer")
+    theirs = settings if cluster is None else settings.model_copy(update={"broker": cluster.proxied_url})
+    workers = [nursery.start(theirs, role="worker") for _ in range(2)]
+    trainer = nursery.start(theirs, role="trainer")
     dice = random.Random(3)
     offsets: list[int] = []
     nulls: dict[tuple[str, int, int], str] = {}
@@ -67,10 +69,10 @@ def disturb(nursery: Nursery, settings: Settings, cluster: KafkaCluster | None) 
         time.sleep(dice.uniform(0.05, 0.25))
         if burst in {1, 3}:
             os.kill(workers.pop(0), signal.SIGKILL)
-            workers.append(nursery.start(settings, role="worker"))
+            workers.append(nursery.start(theirs, role="worker"))
         elif burst in {2, 5}:
             os.kill(trainer, signal.SIGKILL)
-            trainer = nursery.start(settings, role="trainer")
+            trainer = nursery.start(theirs, role="trainer")
         elif burst == 4:
             os.kill(workers[0], signal.SIGSTOP)
             time.sleep(1.5)
@@ -81,6 +83,8 @@ def disturb(nursery: Nursery, settings: Settings, cluster: KafkaCluster | None) 
             time.sleep(1)
             broker.start()
             cluster.wait()
+        elif burst == 7 and cluster is not None:
+            assert cluster.proxies[0].cut() > 0
     deadline = time.monotonic() + (30 if cluster is None else 80)
     # A promise that is broken for good stays so; one not kept yet only needs time.
     while (found := findings(settings, reasons=reasons_of(stream, offsets), nulls=nulls)) or waiting(settings):
