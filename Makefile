@@ -70,7 +70,7 @@ bench: $(ENV) ## measure speed: the embedded log
 bench-restore: $(ENV) ## measure restoring: a million users' support sets from the changelog (4 GB of disk for a while)
 	$(BIN)/python -m benchmarks.restore $(ARGS)
 
-chaos: $(ENV) ## ten runs of 100,000 events on three brokers, disturbed at random moments (hours)
+chaos: $(ENV) ## ten runs of 100,000 events on three brokers, each disturbed 50 times at random moments (over an hour)
 	$(BIN)/python -m tests.chaos $(or $(ARGS),$(foreach seed,1 2 3 4 5 6 7 8 9 10,--seed $(seed)))
 
 kafka: $(ENV) ## start a real Apache Kafka of one node on 127.0.0.1:9092 (needs Java 17 and Maven)
