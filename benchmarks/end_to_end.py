@@ -102,7 +102,10 @@ def coldstream(case: Case, broker: str, folder: Path) -> Iterator[dict[str, Proc
     }
     words = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
     with Processes() as processes:
-        found = {name: processes.add(Process(name, [name, *words], folder / f"{name}.log")) for name in ("trainer", "worker")}
+        found = {
+            name: processes.add(Process(name, [name, "--config", "consumers/demo.toml", *words], folder / f"{name}.log"))
+            for name in ("trainer", "worker")
+        }
         deadline = time.monotonic() + 120
         while not all(process.seen.ready for process in found.values()):
             for process in found.values():

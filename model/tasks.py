@@ -48,15 +48,18 @@ class Batch(NamedTuple):
 
 
 def first_seen(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values in the order in which they first come, and where each value stands among them.
+    """The distinct values, none below 0, in the order in which they first come, and where each value stands among them.
 
     The order depends on the batch alone, not on what this process saw before: sums then round alike after a restart.
+    Without sorting: the last to write a value's cell, going backwards, is its first. Of the cells only those written are ever touched.
     """
-    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return unique[order], place[inverse].reshape(values.shape)
+    flat = values.ravel()
+    cells = np.empty(int(flat.max(initial=-1)) + 1, np.int64)
+    counted = np.arange(len(flat))
+    cells[flat[::-1]] = counted[::-1]
+    unique = flat[cells[flat] == counted]
+    cells[unique] = np.arange(len(unique))
+    return unique, cells[flat].reshape(values.shape)
 
 
 def collate(tasks: Sequence[Task], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
