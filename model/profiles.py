@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -71,18 +72,21 @@ class Profiles:
 
     def places(self, keys: Sequence[str]) -> list[int]:
         """The places of keys, known or not."""
-        places = self._places
-        found = []
-        for key in keys:
-            place = places.get(key)
-            if place is None:
-                place = places[key] = self._free.pop() if self._free else len(places)
-                if place == len(self._rows):
-                    self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-                    self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
-                self._write(place, key)
-            found.append(place)
-        return found
+        # Most are known, and this is asked for every interaction of every support set.
+        found = list(map(self._places.get, keys))
+        for at in [at for at, place in enumerate(found) if place is None] if None in found else ():
+            found[at] = self._place(keys[at])
+        return cast("list[int]", found)
+
+    def _place(self, key: str) -> int:
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = self._free.pop() if self._free else len(self._places)
+            if place == len(self._rows):
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+                self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
+            self._write(place, key)
+        return place
 
     def _write(self, place: int, key: str) -> None:
         self._weights[place] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -74,18 +75,18 @@ def collate(tasks: Sequence[Task], users: Profiles, items: Profiles, dtype: torc
     queries = np.array([len(task.query_items) for task in tasks])
     support_mask = np.arange(max(1, lengths.max())) < lengths[:, None]
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-    places = items.places([item for task in tasks for item in task.support_items])
-    asked = items.places([item for task in tasks for item in task.query_items])
+    places = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
+    asked = items.places(list(chain.from_iterable(task.query_items for task in tasks)))
     unique, inverse = first_seen(np.array(places + asked, np.int64))
     item_rows, item_weights = items.encoded(unique)
 
-    def padded(values: Sequence[float] | np.ndarray, mask: np.ndarray, kind: type) -> Tensor:
+    def padded(values: np.ndarray, mask: np.ndarray, kind: type) -> Tensor:
         full: np.ndarray = np.zeros(mask.shape, kind)
         full[mask] = values
         return torch.from_numpy(full)
 
-    support_ratings = [rating for task in tasks for rating in task.support_ratings]
-    query_ratings = [rating for task in tasks for rating in task.query_ratings]
+    support_ratings = np.fromiter(chain.from_iterable(task.support_ratings for task in tasks), np.float64, len(places))
+    query_ratings = np.fromiter(chain.from_iterable(task.query_ratings for task in tasks), np.float64, len(asked))
     newer = np.maximum(lengths[:, None] - 1 - np.arange(support_mask.shape[1]), 0)
     return Batch(
         users=user_keys,
