@@ -56,7 +56,7 @@ def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Rea
 
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
     """Step after step, until stopped."""
-    topic, looked = system.topics["interactions"].name, 0.0
+    topic, looked, cut = system.topics["interactions"].name, 0.0, 0.0
     while not stop:
         system.health.beat()
         assignment = member.assignment()
@@ -70,8 +70,10 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         if time.monotonic() - looked > LAG_SECONDS:
             looked = time.monotonic()
             observe_lag(system, reader, topic, worker)
-        batches = read(system, reader, wait=not requests and not moving.busy)
-        if not batches:
+        batches = read(system, reader, cut, wait=not requests and not moving.busy)
+        if batches:
+            cut = time.monotonic()
+        else:
             moving.idle()
         if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
             requests.take(asked)
@@ -90,12 +92,15 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
                 break
 
 
-def read(system: System, reader: Reader, *, wait: bool) -> dict[TopicPartition, list[Record]]:
-    """The next records of interactions and requests: as many as make a micro-batch, or what comes within the linger."""
+def read(system: System, reader: Reader, cut: float, *, wait: bool) -> dict[TopicPartition, list[Record]]:
+    """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
+
+    While a step takes longer than that, the next micro-batch fills meanwhile and nobody waits for more of it.
+    """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
         records = reader.poll(settings.micro_batch, settings.poll_timeout_ms / 1000 if wait else 0.0)
-        ends = time.monotonic() + settings.linger_ms / 1000
+        ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.

@@ -114,7 +114,11 @@ class WorkerSettings(Section):
     )
     poll_timeout_ms: int = setting(500, "Longest wait for an event before the worker looks at its other duties.", "ms", ge=1, le=5000)
     linger_ms: int = setting(
-        20, "How long a live worker waits for a micro-batch to fill; lockstep never cuts by time.", "ms", ge=0, le=60_000
+        20,
+        "Least time from one micro-batch of a live worker to the next, for it to fill; lockstep never cuts by time.",
+        "ms",
+        ge=0,
+        le=60_000,
     )
     request_deadline_ms: int = setting(
         2000,

@@ -82,10 +82,13 @@ class ProfileTables:
                     self._take(record)
                 beat()
             self._behind = False
-        while records := self._reader.poll(READ_AT_ONCE):
+        more = True
+        while more:
+            records = self._reader.poll(READ_AT_ONCE)
             for record in records:
                 self._take(record)
             beat()
+            more = len(records) == READ_AT_ONCE
 
     def _take(self, record: Record) -> None:
         is_item = record.topic == self._items.name

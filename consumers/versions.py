@@ -79,10 +79,13 @@ class Versions:
 
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
-        before = self.version
-        while records := self._reader.poll(READ_AT_ONCE):
+        before, more = self.version, True
+        while more:
+            records = self._reader.poll(READ_AT_ONCE)
             for record in records:
                 self._feed(record)
+            # Asking once more only where there may be more: it is asked before every step.
+            more = len(records) == READ_AT_ONCE
         return self.version != before
 
     def _feed(self, record: Record) -> None:
