@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -52,6 +53,7 @@ class Lesson(NamedTuple):
     writes: Writes | None
     place: tuple[int, int]
     """Its partition of ``updates`` and the offset after it."""
+    completes: bool = True
     weight: float = 1.0
 
     def finite(self) -> bool:
@@ -87,6 +89,8 @@ class Trainer:
         self.folded = dict(versions.folded)
         self._snapshot, self._slot = versions.snapshot, versions.slot
         self._joiner = Joiner()
+        self._parts: dict[int, list[Lesson]] = {}
+        """By partition, the parts of a meta-update that has not been completed: they stay in the log until it is."""
         self._reader = log.reader()
         partitions = [TopicPartition(topics["updates"].name, number) for number in range(topics["updates"].partitions)]
         bounds = log.bounds(partitions)
@@ -105,20 +109,21 @@ class Trainer:
         or whoever went back to an older version, has taken over; what was folded since the last commit is then in no version, and this
         trainer of no more use.
 
-        Updates are taken by partition and offset, ``trainer.round_updates`` to a version. Versions between the last one committed and
-        this one are seen by nobody, so they are not written.
+        Meta-updates are taken by partition and offset, ``trainer.round_updates`` to a version, each the sum of its parts. Versions
+        between the last one committed and this one are seen by nobody, so they are not written.
         """
         stage = self.metrics.stage
         with stage("poll"):
-            lessons = self._read(timeout)
-        if not lessons:
+            complete = self._read(timeout)
+        if not complete:
             return 0
         with stage("fold"):
-            kept, dropped = self._choose(lessons)
+            chosen, dropped = self._choose(complete)
+            kept = list(chain.from_iterable(chosen))
             changed: dict[str, dict[str, None]] = {name: {} for name in self.model.tables}
             parent, version = self.version, self.version
             size = self.settings.trainer.round_updates
-            for group in (kept[start : start + size] for start in range(0, len(kept), size)):
+            for group in (list(chain.from_iterable(chosen[start : start + size])) for start in range(0, len(chosen), size)):
                 beat()
                 version += 1
                 for name, keys in self.optimiser.step(
@@ -139,10 +144,11 @@ class Trainer:
         self.metrics.observe_version(made.version, made.made_at)
         return len(kept)
 
-    def _read(self, timeout: float) -> list[Lesson]:
-        """The whole updates that are there, in order of partition and offset; ``folded`` then is the position after them."""
-        lessons: list[Lesson] = []
-        while not lessons and (records := self._reader.poll(READ_AT_ONCE, timeout)):
+    def _read(self, timeout: float) -> list[list[Lesson]]:
+        """The meta-updates that are complete, in order of partition and offset; ``folded`` then is the position after them."""
+        complete: list[list[Lesson]] = []
+        # With time to wait it looks once: whoever waits has other duties between two looks.
+        while not complete and (records := self._reader.poll(READ_AT_ONCE, timeout)):
             for record in sorted(records, key=lambda record: (record.partition, record.offset)):
                 try:
                     value = self._joiner.feed(record)
@@ -155,11 +161,16 @@ class Trainer:
                 update = decode(value, Update, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
                 gradient = gradient_from_wire(update.events, update.tensors, update.rows)
                 place = record.partition, record.offset + 1
-                lessons.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes), place))
-                self.folded[record.partition] = record.offset + 1
-        return lessons
+                parts = self._parts.setdefault(record.partition, [])
+                parts.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes), place, update.completes))
+                if update.completes:
+                    complete.append(self._parts.pop(record.partition))
+                    self.folded[record.partition] = record.offset + 1
+            if timeout:
+                break
+        return complete
 
-    def _choose(self, lessons: list[Lesson]) -> tuple[list[Lesson], list[tuple[int, int]]]:
+    def _choose(self, complete: list[list[Lesson]]) -> tuple[list[list[Lesson]], list[tuple[int, int]]]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning.
 
         The places of those dropped stand in the version, so that what it folded can be told from the log. Of the others, one made s
@@ -167,17 +178,21 @@ class Trainer:
         """
         trainer = self.settings.trainer
         oldest = self.version - trainer.max_staleness if trainer.max_staleness else 0
-        kept, dropped = list[Lesson](), list[tuple[int, int]]()
-        for lesson in lessons:
-            if lesson.version >= oldest and lesson.finite():
-                staleness = self.version - lesson.version
-                stale = trainer.staleness_half_life > 0 and staleness > 0
-                kept.append(lesson.weighted(0.5 ** (staleness / trainer.staleness_half_life)) if stale else lesson)
-            else:
-                dropped.append(lesson.place)
+        chosen, dropped = list[list[Lesson]](), list[tuple[int, int]]()
+        for parts in complete:
+            kept = []
+            for lesson in parts:
+                if lesson.version >= oldest and lesson.finite():
+                    staleness = self.version - lesson.version
+                    stale = trainer.staleness_half_life > 0 and staleness > 0
+                    kept.append(lesson.weighted(0.5 ** (staleness / trainer.staleness_half_life)) if stale else lesson)
+                else:
+                    dropped.append(lesson.place)
+            if kept:
+                chosen.append(kept)
         if dropped:
             logger.warning("updates dropped", dropped=len(dropped), version=self.version)
-        return kept, dropped
+        return chosen, dropped
 
     def _version(
         self,

@@ -60,6 +60,8 @@ class Lesson(NamedTuple):
 
     kind: Literal["query", "rehearsal"]
     gradient: Gradient
+    completes: bool = True
+    """Whether it completes a meta-update."""
 
 
 class Learned(NamedTuple):
@@ -159,7 +161,7 @@ class Worker:
                 for user in tables.forgotten:
                     partition.support.forget(user, first)
                 taken = [self._take(partition.support, interaction, source) for interaction, source in events]
-            learned = self._learn(partition, taken)
+            learned = self._learn(partition, taken, after)
             with stage("encode"):
                 messages += self._scores(number, first, taken, learned.scores)
                 messages += self._updates(number, records, learned)
@@ -203,16 +205,21 @@ class Worker:
         items, ratings = latest(support)
         return Taken(event, source, support, Task(event.user, items, ratings, [event.item], [event.rating]))
 
-    def _learn(self, partition: Partition, taken: Sequence[Taken]) -> Learned:
+    def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:
         """Adapt and score the events; unless frozen, differentiate what they and rehearsed users teach, a meta-update at a time.
 
+        However the events are cut into steps, a meta-update is complete at every ``trainer.meta_update`` offsets of the partition, and past
+        users are rehearsed then; a group that does not reach that far is a part of it. ``end`` is the offset after the step's last.
         A user writes to the memories once in a step, however many of its events are in it.
         """
         size, learning, stage = self.settings.trainer.meta_update, not self.settings.worker.frozen, self.metrics.stage
-        learned, writes = Learned([], [], None, 0), list[Writes | None]()
+        learned, writes, begun = Learned([], [], None, 0), list[Writes | None](), partition.offset
         waiting = {event.task.user for event in taken if event.task.support_items}
-        for group in (taken[start : start + size] for start in range(0, len(taken), size)):
-            rehearsed = self._rehearse(partition, group[0].source[2]) if learning else None
+        for start in range(0, len(taken), size):
+            group, rest = taken[start : start + size], taken[start + size :]
+            after = rest[0].source[2] if rest else end
+            completes, begun = begun // size != after // size, after
+            rehearsed = self._rehearse(partition, group[0].source[2]) if learning and completes else None
             with stage("adapt"):
                 adapted = adapt(self.model, [event.task for event in group], learning=learning)
                 learned.scores.extend(adapted.scores.pairs())
@@ -222,7 +229,7 @@ class Worker:
                 writers = waiting & {event.task.user for event in group}
                 waiting -= writers
                 gradient, written = differentiate(self.model, adapted, writers=writers)
-                learned.lessons.append(Lesson("query", gradient))
+                learned.lessons.append(Lesson("query", gradient, completes))
                 if rehearsed is not None:
                     learned.lessons.append(Lesson("rehearsal", rehearsed.result()))
                 writes.append(written)
@@ -289,9 +296,9 @@ class Worker:
             return messages
         source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
         writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
-        for kind, gradient in learned.lessons:
+        for kind, gradient, completes in learned.lessons:
             tensors, rows = gradient_to_wire(gradient)
-            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan)
+            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan, completes)
             writes = {}
             key = b"%d" % number
             messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]

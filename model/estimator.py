@@ -20,7 +20,7 @@ from model.features import Value
 from model.history import cut_task, latest
 from model.mamo import Mamo
 from model.memory import Writes, compose
-from model.meta import Gradient, Optimiser, adapt, differentiate, predict
+from model.meta import Gradient, Optimiser, adapt, differentiate, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
 from model.tasks import Task
@@ -59,7 +59,7 @@ class MAMORanker(reco.base.Ranker):
         >>> from river import metrics
 
         >>> films = {"Alien": "space", "Gravity": "space", "Apollo 13": "space", "Titanic": "love", "Amelie": "love", "Ghost": "love"}
-        >>> model, mae = MAMORanker(ModelSettings(row_rate=0.03), micro_batch=6), metrics.MAE()
+        >>> model, mae = MAMORanker(ModelSettings(row_rate=0.03), micro_batch=6, meta_update=6), metrics.MAE()
         >>> for user in range(30):
         ...     for film, kind in films.items():
         ...         y = 5 if (kind == "space") == (user % 2 == 0) else 1
@@ -106,6 +106,8 @@ class MAMORanker(reco.base.Ranker):
         """Events of the micro-batch that is filling, each with the support that its user had before it."""
         self._learned = 0
         """How many events came before that micro-batch."""
+        self._parts: list[tuple[Gradient, Writes | None]] = []
+        """What the events since the last multiple of ``meta_update`` taught."""
         self._users_before = 0
         """How many users had an event before it."""
 
@@ -202,28 +204,34 @@ class MAMORanker(reco.base.Ranker):
         return Task(user, *latest([item for item, _ in support], [rating for _, rating in support]), items, ratings)
 
     def _learn(self) -> None:
-        """Learn from a micro-batch: all gradients at the model as it was, then one step for each; the memory writes go with the first.
+        """Learn from a micro-batch: all gradients at the model as it was; the memory writes go with the first.
 
+        Every ``meta_update`` events there is a step along what they taught together, and one along what rehearsed users did.
         A user writes to the memories once, however many of the events are theirs.
         """
-        model = self.model
-        gradients: list[Gradient] = []
+        model, size = self.model, self.meta_update
+        gradients: list[tuple[Gradient, bool]] = []
         written: list[Writes | None] = []
         unwritten = {task.user for task in self._waiting if task.support_items}
-        for start in range(0, len(self._waiting), self.meta_update):
-            group = self._waiting[start : start + self.meta_update]
+        for start in range(0, len(self._waiting), size):
+            group = self._waiting[start : start + size]
+            event = self._learned + start
+            completes = event // size != (event + len(group)) // size
             writers = unwritten & {task.user for task in group}
             unwritten -= writers
             gradient, writes = differentiate(model, adapt(model, group, learning=True), writers=writers)
-            gradients.append(gradient)
+            gradients.append((gradient, completes))
             written.append(writes)
-            if rehearsed := self._rehearsal(self._learned + start):
-                gradients.append(differentiate(model, adapt(model, rehearsed, learning=True))[0])
+            if completes and (rehearsed := self._rehearsal(event)):
+                gradients.append((differentiate(model, adapt(model, rehearsed, learning=True))[0], True))
         composed = compose(written)
-        for place, gradient in enumerate(gradients):
+        for place, (gradient, completes) in enumerate(gradients):
             writes = composed if place == 0 else None
             if gradient.finite() and (writes is None or writes.finite()):
-                self._optimiser.step(gradient, writes)
+                self._parts.append((gradient, writes))
+            if completes and self._parts:
+                self._optimiser.step(total([part for part, _ in self._parts]), compose(writes for _, writes in self._parts))
+                self._parts = []
         self._learned += len(self._waiting)
         self._users_before = len(self._users)
         self._waiting = []

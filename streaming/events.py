@@ -184,6 +184,9 @@ class Update(msgspec.Struct, frozen=True):
     ``tensors`` are gradients of whole parameters by name, ``rows`` those of embedding rows; both are sums over ``events`` queries.
     ``writes`` are the composed memory writes of the step, on its first update only. ``source`` is the range of interactions, as
     topic, partition, first offset, offset after the last.
+
+    A small step teaches a part of a meta-update: the update that ``completes`` it is the one that its partition's next
+    ``trainer.meta_update`` th offset fell to, and the trainer folds the parts with it, as one.
     """
 
     kind: Literal["query", "rehearsal"]
@@ -194,6 +197,7 @@ class Update(msgspec.Struct, frozen=True):
     rows: dict[str, Rows]
     writes: dict[str, Tensor] = {}
     tables: dict[str, int] = {}
+    completes: bool = True
     format: int = FORMAT
 
 

@@ -142,7 +142,7 @@ def test_scores_are_those_of_the_stream(
         if ranker.model.closed_form:
             deviations.append(ranker.predict_sd_one(user, item, x))
         ranker.learn_one(user, item, y, x)
-    assert expected[-1][2] > 30  # versions: the model did learn
+    assert expected[-1][2] > 15  # versions: the model did learn
     assert np.std([score for score, _, _ in expected]) > 0.05
     np.testing.assert_allclose(scores, [score for score, _, _ in expected], atol=1e-5)
     if deviations:

@@ -122,7 +122,7 @@ def test_the_oldest_are_dropped_and_the_others_weighed(tmp_path: Path) -> None:
         ages = [0, 3, 4, 1]
         system.log.append([Message("updates", b"0", encode(stale(settings, trainer.version - age)), 0) for age in ages])
         kept, dropped = trainer._choose(trainer._read(0.0))
-    assert [lesson.weight for lesson in kept] == [1.0, 0.125, 0.5]
+    assert [[part.weight for part in parts] for parts in kept] == [[1.0], [0.125], [0.5]]
     assert len(dropped) == 1
 
 
@@ -140,11 +140,11 @@ def test_lockstep_where_nothing_is_stale_gives_the_same_bits(tmp_path: Path) -> 
 
 def test_off_nothing_is_touched(tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "log.db")
-    fill(settings, STREAM.messages[:60])
+    fill(settings, STREAM.messages[:64])
     run(settings)
     with System(settings) as system:
         trainer: Trainer = system.trainer()
         system.log.append([Message("updates", b"0", encode(stale(settings, 0)), 0)])
-        (lesson,), _ = trainer._choose(trainer._read(0.0))
+        ((lesson,),), _ = trainer._choose(trainer._read(0.0))
         assert lesson.weight == 1.0
         assert count(system, "coldstream_updates_weighted_total") == 0

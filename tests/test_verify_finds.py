@@ -118,9 +118,9 @@ def fork_the_versions(patch: Patch) -> None:
 
 
 def drop_an_update_against_the_rule(patch: Patch) -> None:
-    def choose(original: Callable[..., Any], trainer: Trainer, lessons: list[Any]) -> tuple[list[Any], list[Any]]:
-        kept, dropped = original(trainer, lessons)
-        return kept[1:], [kept[0].place, *dropped]
+    def choose(original: Callable[..., Any], trainer: Trainer, complete: list[Any]) -> tuple[list[Any], list[Any]]:
+        chosen, dropped = original(trainer, complete)
+        return chosen[1:], [*(part.place for part in chosen[0]), *dropped]
 
     on_call(patch, Trainer, "_choose", 6, choose)
 

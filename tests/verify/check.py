@@ -38,6 +38,7 @@ class Rules:
     max_staleness: int = 0
     max_users: int = 0
     round_updates: int = 1
+    meta_update: int = 8
     reasons: Mapping[Source, str] = field(default_factory=dict)
     nulls: Mapping[Source, str] = field(default_factory=dict)
 
@@ -76,7 +77,7 @@ def verify(log: Log, rules: Rules) -> list[Finding]:
     for seen in partitions:
         found += _support_is_the_fold(log, names, seen)
         found += _one_score_for_each_event(names, seen)
-        found += _updates_cover_the_events(seen)
+        found += _updates_cover_the_events(seen, rules.meta_update)
         found += each_answered_once(log, rules.group, names, seen.number, seen.had, seen.answers, rules.scale)
     found += _updates_are_folded_once(log, rules, names, partitions)
     found += _dead_letters_once(log, rules, names, partitions)
@@ -200,7 +201,33 @@ def _one_score_for_each_event(names: dict[str, str], seen: Seen) -> Iterator[Fin
         last = score.model_version
 
 
-def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
+def _meta_updates_are_complete_where_due(seen: Seen, offsets: list[int], size: int) -> Iterator[Finding]:
+    """(c): an update completes a meta-update where a multiple of its size lies in the offsets that it speaks for.
+
+    Those of a step's first one begin where the step before ended. Between the two there may have been a step of malformed records alone, of
+    whose end the log says nothing: then either is right.
+    """
+    step, ended, counted = -1, 0, 0
+    for offset, update in seen.updates:
+        _, _, first, after = update.source
+        if update.kind == "rehearsal":
+            if not update.completes:
+                yield Finding("c", f"the update before {offset} is of rehearsal and said to be a part")
+            continue
+        if first != step:
+            step, counted, begun = first, 0, first
+        else:
+            begun = ended
+        counted += update.events
+        rest = offsets[bisect_left(offsets, first) + counted :]
+        end = rest[0] if rest and rest[0] < after else after
+        may, must = ended // size != end // size, begun // size != end // size
+        if (update.completes and not may) or (must and not update.completes):
+            yield Finding("c", f"the update before {offset} speaks for {begun} to {end}, and completes is {update.completes}")
+        ended = end
+
+
+def _updates_cover_the_events(seen: Seen, size: int) -> Iterator[Finding]:
     """(b): every event counts once in the query updates of its step, and these name the version that its scores name."""
     end, counted = 0, Counter[int]()
     ranges: dict[int, int] = {}
@@ -219,6 +246,7 @@ def _updates_cover_the_events(seen: Seen) -> Iterator[Finding]:
         if stated := versions.get(first, set()) - {update.version}:
             yield Finding("d", f"the update before {offset} was made at {update.version}, the scores of its step at {stated}")
     offsets = [event.offset for event in seen.events]
+    yield from _meta_updates_are_complete_where_due(seen, offsets, size)
     for first, after in ranges.items():
         events = bisect_left(offsets, after) - bisect_left(offsets, first)
         if counted[first] != events:
@@ -251,25 +279,30 @@ def _updates_are_folded_once(log: Log, rules: Rules, names: dict[str, str], part
             ends = places[seen.number]
             span = seen.updates[bisect_right(ends, start) : bisect_right(ends, end)]
             inside = [update for offset, update in span if offset not in dropped]
+            # Parts are folded with the one that completes them.
+            kept = False
+            for offset, update in span:
+                kept = kept or offset not in dropped
+                taken += kept and update.completes
+                kept = kept and not update.completes
             for offset in sorted(dropped & whole[seen.number].keys()):
                 if not start < offset <= end or not _may_be_dropped(whole[seen.number][offset], parent, rules):
                     yield Finding(
                         "c", f"version {version.version} drops the update before {offset} of updates[{seen.number}]: against the rule"
                     )
-            taken += len(inside)
             queries += sum(update.events for update in inside)
-            if end < start or (end > start and end not in whole[seen.number]):
-                yield Finding("c", f"version {version.version} folds updates[{seen.number}] from {start} to {end}: no whole updates")
+            if end < start or (end > start and not (end in whole[seen.number] and whole[seen.number][end].completes)):
+                yield Finding("c", f"version {version.version} folds updates[{seen.number}] from {start} to {end}: no whole meta-updates")
         if version.parent != parent:
             yield Finding("c", f"version {version.version} follows {version.parent}, but {parent} was the last")
         if version.version != parent + max(1, -(-taken // rules.round_updates)):
-            yield Finding("c", f"version {version.version} holds {taken} updates more than {parent}")
+            yield Finding("c", f"version {version.version} holds {taken} meta-updates more than {parent}")
         if version.events != queries:
             yield Finding("c", f"version {version.version} states {version.events} queries, its updates have {queries}")
         parent, folded = version.version, version.folded
         states[parent] = folded
     for seen in partitions:
-        end = seen.updates[-1][0] if seen.updates else 0
+        end = max((offset for offset, update in seen.updates if update.completes), default=0)
         if folded.get(seen.number, 0) != end:
             yield Finding("c", f"updates[{seen.number}] are folded up to {folded.get(seen.number, 0)}, not {end}")
         if unknown := {score.model_version for score in seen.scores} - known:
