@@ -13,6 +13,7 @@ BIN := .venv/bin
 ENV := .venv/.stamp
 DATA := data/ml-100k
 PROMETHEUS := .tools/prometheus
+PEERS := .cache/venv-peers/.stamp
 
 # uv does not read pip's settings: pass on a mirror that pip is told of, and trust the certificates that this machine trusts.
 export UV_SYSTEM_CERTS ?= 1
@@ -25,7 +26,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
-.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-restore kafka chaos kafka-cluster kafka-down lock test-lowest prometheus clean
+.PHONY: help env data demo demo-kafka test lint types format ci ablation evaluate kill-demo bench bench-kafka bench-restore kafka chaos kafka-cluster kafka-down lock test-lowest prometheus clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +67,9 @@ kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scor
 
 bench: $(ENV) ## measure speed: the embedded log
 	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
+
+bench-kafka: data $(PEERS) ## measure end to end on a real Apache Kafka, quixstreams beside it (needs Java 17 and Maven; half an hour)
+	$(BIN)/python -m benchmarks.end_to_end $(ARGS)
 
 bench-restore: $(ENV) ## measure restoring: a million users' support sets from the changelog (4 GB of disk for a while)
 	$(BIN)/python -m benchmarks.restore $(ARGS)
@@ -120,6 +124,13 @@ $(PROMETHEUS)/promtool:
 	    echo "Prometheus could not be fetched from Debian's packages" >&2; exit 1; }
 	@mkdir -p $(PROMETHEUS) && mv .tools/apt/unpacked/usr/bin/prometheus .tools/apt/unpacked/usr/bin/promtool $(PROMETHEUS)
 	@rm -rf .tools/apt
+
+# What is measured beside us, and the load's client, have an environment of their own: nothing of it is needed to run Coldstream.
+$(PEERS): benchmarks/requirements-peers.txt $(ENV)
+	@echo "making the environment of quixstreams in $(@D) (once)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(BIN)/uv pip install --quiet -p $(@D)/bin/python -r benchmarks/requirements-peers.txt
+	@touch $@
 
 # A .venv of another Python than $(PYTHON) is made anew, any other is brought up to date in place.
 $(ENV): pyproject.toml requirements-dev.lock
