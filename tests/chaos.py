@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from consumers.opening import connect, topics_of
+from consumers.patience import FIRST_ANSWER_SECONDS, within
 from consumers.settings import Settings
 from streaming.errors import BrokerUnreachable
 from streaming.log import Message
@@ -199,7 +200,8 @@ class Chaos:
     def run(self, events: int, faults: int) -> Outcome:
         """Feed, disturb, let it catch up, and verify."""
         with connect(self.settings) as log:
-            log.create(topics_of(self.settings).values())
+            # A cluster that has just started may cut off whoever comes first.
+            within(FIRST_ANSWER_SECONDS, lambda: log.create(topics_of(self.settings).values()))
         users = max(40, events // 50)
         stream = Stream(events, seed=self.outcome.seed, garbage=0.02, users=users, partitions=PARTITIONS)
         self.append(stream.profiles)

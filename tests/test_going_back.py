@@ -239,7 +239,9 @@ class Counting:
 
 
 def test_whoever_starts_reads_the_newest_snapshot_and_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = small(tmp_path / "log.db", worker={"micro_batch": 4}, trainer={"snapshot_every": 20, "meta_update": 4}, rehearsal={"users": 0})
+    settings = small(
+        tmp_path / "log.db", worker={"micro_batch": 4}, trainer={"snapshot_every": 20, "meta_update": 4}, rehearsal={"users": 0}
+    )
     fill(settings, [])
     with connect(settings) as log:
         counting = Counting(log, monkeypatch)

@@ -195,7 +195,7 @@ def test_killed_paused_and_stopped_trainers_are_taken_over_from_and_none_ends_by
 
 
 def test_a_trainer_paused_inside_a_round_commits_nothing(settings: Settings) -> None:
-    fill(settings, STREAM.messages[:60])
+    fill(settings, STREAM.messages[:64])
     run(settings)
     with System(settings) as system:
         log = system.log
@@ -210,7 +210,7 @@ def test_a_trainer_paused_inside_a_round_commits_nothing(settings: Settings) -> 
 
 
 def test_it_is_heard_of_between_the_rounds(settings: Settings) -> None:
-    fill(settings, STREAM.messages[:60])
+    fill(settings, STREAM.messages[:64])
     run(settings)
     with System(settings) as system:
         trainer = system.trainer()
