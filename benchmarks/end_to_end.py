@@ -13,12 +13,10 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -28,7 +26,9 @@ from prometheus_client import ProcessCollector
 from rich.console import Console
 from rich.table import Table
 
+from consumers.opening import connect, topics_of
 from consumers.processes import Process, Processes
+from consumers.settings import Settings
 from tests.kafka_cluster import KafkaCluster
 
 RESULTS = Path("benchmarks/results/end-to-end.json")
@@ -41,6 +41,7 @@ SETTINGS = {
 
 console = Console()
 Result = dict[str, Any]
+Running = Mapping[str, Process | subprocess.Popen[str]]
 
 
 class Case(NamedTuple):
@@ -91,7 +92,7 @@ def processor_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def coldstream(case: Case, broker: str, folder: Path) -> Iterator[dict[str, Process]]:
+def coldstream(case: Case, broker: str, folder: Path) -> Iterator[Running]:
     """A worker and a trainer, once both are ready."""
     sets = {
         "broker": f"kafka:{broker}",
@@ -119,7 +120,7 @@ def coldstream(case: Case, broker: str, folder: Path) -> Iterator[dict[str, Proc
 
 
 @contextlib.contextmanager
-def quixstreams(case: Case, broker: str, folder: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def quixstreams(case: Case, broker: str, folder: Path) -> Iterator[Running]:
     """The peer, started."""
     command = [str(PEERS), "benchmarks/quix_peer.py", "--broker", broker, "--state", str(folder / "quix")]
     process = subprocess.Popen([*command, "--commit-interval", str(case.commit_interval)], stdout=subprocess.PIPE, text=True)
@@ -132,79 +133,52 @@ def quixstreams(case: Case, broker: str, folder: Path) -> Iterator[dict[str, sub
         process.wait()
 
 
-def create_topics(case: Case, broker: str) -> None:
-    """As `coldstream topics create` does, for the peer too."""
-    program = str(Path(sys.executable).with_name("coldstream"))
-    subprocess.run(
-        [program, "topics", "create", "--set", f"broker=kafka:{broker}", "--set", f"topics.partitions={case.partitions}"],
-        check=True,
-        capture_output=True,
-    )
-
-
 def run(case: Case) -> Result:
     """One case on a broker of its own, which is thrown away."""
-    with tempfile.TemporaryDirectory(dir=".kafka", prefix="bench-") as scratch:
-        folder = Path(scratch).resolve()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=".kafka", prefix="bench-"))).resolve()
         cluster = KafkaCluster(folder / "kafka", heap_mb=1024)
         cluster.nodes[0].short_lived = False
-        with cluster:
-            broker = cluster.url.removeprefix("kafka:")
-            create_topics(case, broker)
-            node = cluster.nodes[0].process
-            assert node is not None  # noqa: S101 - it has just been started
-            opened = quixstreams if case.system == "quixstreams" else coldstream
-            if case.kind == "capacity":
-                return capacity(case, broker, folder, opened, node.pid)
-            turns = case.rate * case.seconds
-            Load(broker, "fill", "--count", 0, "--turns", -(-int(turns) // 100_000)).result()
-            with opened(case, broker, folder) as processes:
-                if case.system == "quixstreams":
-                    time.sleep(10)
-                return measured(case, broker, processes, node.pid, "offer", "--rate", case.rate, "--seconds", case.seconds)
+        stack.enter_context(cluster)
+        settings = Settings.model_validate({"broker": cluster.url, "topics": {"partitions": case.partitions}})
+        with connect(settings, create=True) as log:
+            log.create(topics_of(settings).values())
+        broker, count = cluster.url.removeprefix("kafka:"), int(case.rate * case.seconds)
+        filled = case.kind == "capacity"
+        Load(broker, "fill", "--count", count if filled else 0, "--turns", -(-count // 100_000)).result()
+        started = quixstreams(case, broker, folder) if case.system == "quixstreams" else coldstream(case, broker, folder)
+        if filled:
+            load = Load(broker, "drain", "--partitions", case.partitions, "--count", count, "--seconds", 6 * case.seconds)
+            load.ready()
+            processes = stack.enter_context(started)
+        else:
+            processes = stack.enter_context(started)
+            if case.system == "quixstreams":
+                time.sleep(10)  # It has nothing that says when it has joined its group and made its changelog topic.
+            load = Load(broker, "offer", "--partitions", case.partitions, "--rate", case.rate, "--seconds", case.seconds)
+            load.ready()
+        pids = {name: process.pid for name, process in processes.items()}
+        found = watched(load, pids | {"broker": int((cluster.nodes[0].folder / "pid").read_text())})
+        for name, process in processes.items():
+            if isinstance(process, Process):
+                process.look()
+                found[name] = msgspec.to_builtins(process.seen)
+        return found | ({"events_per_second": pace(found["marks"], count)} if filled else {})
 
 
-def capacity(case: Case, broker: str, folder: Path, opened: Any, node: int) -> Result:  # noqa: ANN401 - one of two context managers
-    """Events a second from a topic that was filled before, over the time after the first fifth."""
-    count = int(case.seconds * case.rate)
-    Load(broker, "fill", "--count", count, "--turns", -(-count // 100_000)).result()
-    load = Load(broker, "drain", "--count", count, "--seconds", 6 * case.seconds, "--partitions", case.partitions)
-    load.ready()
-    with opened(case, broker, folder) as processes:
-        found = watched(load, processes, node)
-    marks = found.pop("marks")
-    first = next(((at, done) for at, done in marks if done >= count / 5), (0.0, 0))
-    last = marks[-1]
-    found["events_per_second"] = (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
-    return found
+def pace(marks: list[list[float]], count: int) -> float:
+    """Events a second after the first fifth of them."""
+    first, last = next((mark for mark in marks if mark[1] >= count / 5), marks[0]), marks[-1]
+    return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
 
 
-def measured(case: Case, broker: str, processes: Any, node: int, *what: object) -> Result:  # noqa: ANN401
-    """A load that is watched from the start."""
-    load = Load(broker, str(what[0]), *what[1:], "--partitions", case.partitions)
-    load.ready()
-    return watched(load, processes, node)
-
-
-def watched(load: Load, processes: Any, node: int) -> Result:  # noqa: ANN401
+def watched(load: Load, pids: dict[str, int]) -> Result:
     """The load's own result, and what each process used of the processor meanwhile."""
-    pids = {name: process.pid for name, process in processes.items()} | {"broker": node}
     before = {name: processor_seconds(pid) for name, pid in pids.items()}
     began = time.monotonic()
     found = load.result()
-    found["wall_seconds"] = time.monotonic() - began
-    found["processor"] = {name: processor_seconds(pid) - before[name] for name, pid in pids.items()} | {"load": found["processor_seconds"]}
-    worker = processes["worker"]
-    if isinstance(worker, Process):
-        for process in processes.values():
-            process.look()
-        found["stages"] = {name: process.seen.processor for name, process in processes.items()}
-        found["stages_clock"] = {name: process.seen.stages for name, process in processes.items()}
-        found["commits"] = worker.seen.commits
-        found["mae"] = worker.seen.mae
-        found["version"] = worker.seen.version
-        found["seconds_per_commit"] = found["wall_seconds"] / max(1, worker.seen.commits)
-    return found
+    used = {name: processor_seconds(pid) - before[name] for name, pid in pids.items()}
+    return found | {"wall_seconds": time.monotonic() - began, "processor": used | {"load": found["processor_seconds"]}}
 
 
 def cases(only: str, seconds: float) -> Iterator[Case]:
@@ -280,5 +254,4 @@ def main(
 
 
 if __name__ == "__main__":
-    assert shutil.which("java"), "Apache Kafka needs Java 17 or later"  # noqa: S101
     typer.run(main)

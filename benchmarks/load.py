@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,17 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
     count = int(rate * seconds)
     watch = Watch(broker, "scores", partitions, count)
     watch.start()
-    sent = [array("d") for _ in range(partitions)]
-    due = [array("d") for _ in range(partitions)]
-    failed: list[str] = []
-    places: list[list[int]] = [[] for _ in range(partitions)]
+    sent = array("d")
+    places: dict[int, tuple[int, int]] = {}
 
-    def delivered(error: kafka.KafkaError | None, message: kafka.Message) -> None:
+    def delivered(number: int, error: kafka.KafkaError | None, message: kafka.Message) -> None:
         if error is not None:
-            failed.append(str(error))
-        else:
-            places[message.partition()].append(message.offset())
+            raise SystemExit(f"event {number} was not taken: {error}")
+        places[number] = message.partition(), message.offset()
 
     client = producer(broker)
     source = events(data)
     order = [next(source) for _ in range(count)]
-    from_key = partitioner(partitions)
     tell("ready")
     marks: list[tuple[float, int, int]] = []
     began = time.monotonic()
@@ -179,10 +176,8 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
         now = time.monotonic()
         while number < count and began + number / rate <= now:
             key, value = order[number]
-            partition = from_key(key)
-            client.produce("interactions", value, key, partition, on_delivery=delivered)
-            sent[partition].append(time.monotonic())
-            due[partition].append(began + number / rate)
+            client.produce("interactions", value, key, on_delivery=partial(delivered, number))
+            sent.append(time.monotonic())
             number += 1
         client.poll(0)
         if not marks or now - marks[-1][0] - began >= 1:
@@ -195,16 +190,11 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
     caught_up = time.monotonic() - last
     watch.done.set()
     watch.join()
-    # One producer without a transaction: a partition's n-th event stands at offset n.
-    if failed or any(sorted(offsets) != list(range(len(offsets))) for offsets in places):
-        raise SystemExit(f"events were not taken in order: {failed[:1]}")
-    waits = [
-        (at - began, 1000 * (seen - at))
-        for partition in range(partitions)
-        for at, seen in zip(sent[partition], watch.seen[partition], strict=False)
-        if seen
-    ]
-    late = max((a - d for p in range(partitions) for a, d in zip(sent[p], due[p], strict=True)), default=0.0)
+    if len(places) < count:
+        raise SystemExit(f"only {len(places):,} of {count:,} events were taken")
+    scored = [watch.seen[partition][offset] for partition, offset in (places[number] for number in range(count))]
+    waits = [(at - began, 1000 * (seen - at)) for at, seen in zip(sent, scored, strict=True) if seen]
+    late = max(at - (began + number / rate) for number, at in enumerate(sent))
     return {
         "sent": count,
         "scored": watch.count,
@@ -234,34 +224,6 @@ def by_ten(waits: list[tuple[float, float]]) -> list[float]:
     for at, wait in waits:
         groups.setdefault(int(at // 10), []).append(wait)
     return [percentiles(groups[group])["p99"] for group in sorted(groups)]
-
-
-def partitioner(partitions: int) -> Callable[[bytes], int]:
-    """murmur2 of a key, as Java places it; remembered, for users come in bursts."""
-    known: dict[bytes, int] = {}
-
-    def place(key: bytes) -> int:
-        if key not in known:
-            known[key] = (murmur2(key) & 0x7FFFFFFF) % partitions
-        return known[key]
-
-    return place
-
-
-def murmur2(data: bytes) -> int:
-    """The hash of Kafka's default partitioner, 32 bits."""
-    m, length = 0x5BD1E995, len(data)
-    h = (0x9747B28C ^ length) & 0xFFFFFFFF
-    whole = length - length % 4
-    for at in range(0, whole, 4):
-        k = int.from_bytes(data[at : at + 4], "little") * m & 0xFFFFFFFF
-        k = (k ^ k >> 24) * m & 0xFFFFFFFF
-        h = (h * m & 0xFFFFFFFF) ^ k
-    rest = data[whole:]
-    if rest:
-        h = (h ^ int.from_bytes(rest, "little")) * m & 0xFFFFFFFF
-    h = (h ^ h >> 13) * m & 0xFFFFFFFF
-    return h ^ h >> 15
 
 
 def tell(word: str) -> None:

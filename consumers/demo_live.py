@@ -22,7 +22,7 @@ from streaming.codec import decode
 from streaming.errors import Refused
 from streaming.events import ReplayPosition
 from streaming.journal import History
-from streaming.log import TopicPartition, present
+from streaming.log import TopicPartition, left, present
 from streaming.sources import interaction_source
 from streaming.timeorder import by_time
 
@@ -216,7 +216,7 @@ class _Run:
             return False
         tps = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
         committed = self.log.committed(self.settings.group_id, tps)
-        return not any(True for tp in tps for _ in present(self.log, [tp], since=committed.get(tp, 0)))
+        return not any(left(self.log, {tp: committed.get(tp, 0) for tp in tps}).values())
 
     def view(self) -> View:
         """How all of it stands."""

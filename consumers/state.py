@@ -162,11 +162,11 @@ class Takeover:
         bounds, newest = self._state.fit(self.number, self._sets)
         found = newest.offset if newest else None
         if found != self._committed:
-            self._explain(found)
+            self._wait_or_refuse(found)
             return None
         return Restoration(self._state.log, self._state.changelog(self.number), self._sets, bounds)
 
-    def _explain(self, found: int | None) -> None:
+    def _wait_or_refuse(self, found: int | None) -> None:
         """Support sets are as of another offset than the committed one: whoever has moved both on meanwhile has fenced us."""
         state, (topic, number) = self._state, self._state.changelog(self.number)
         source = TopicPartition(state.interactions, number)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streaming.deadletters import dead_letter_message
 from streaming.errors import Malformed
-from streaming.log import Message, TopicPartition, catch_up
+from streaming.log import Message, TopicPartition, at_hand, catch_up
 from streaming.validation import decode_profile
 
 if TYPE_CHECKING:
@@ -82,13 +82,10 @@ class ProfileTables:
                     self._take(record)
                 beat()
             self._behind = False
-        more = True
-        while more:
-            records = self._reader.poll(READ_AT_ONCE)
+        for records in at_hand(self._reader, at_once=READ_AT_ONCE):
             for record in records:
                 self._take(record)
             beat()
-            more = len(records) == READ_AT_ONCE
 
     def _take(self, record: Record) -> None:
         is_item = record.topic == self._items.name

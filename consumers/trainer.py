@@ -147,8 +147,8 @@ class Trainer:
     def _read(self, timeout: float) -> list[list[Lesson]]:
         """The meta-updates that are complete, in order of partition and offset; ``folded`` then is the position after them."""
         complete: list[list[Lesson]] = []
-        # With time to wait it looks once: whoever waits has other duties between two looks.
-        while not complete and (records := self._reader.poll(READ_AT_ONCE, timeout)):
+        deadline = time.monotonic() + timeout
+        while not complete and (records := self._reader.poll(READ_AT_ONCE, max(0.0, deadline - time.monotonic()))):
             for record in sorted(records, key=lambda record: (record.partition, record.offset)):
                 try:
                     value = self._joiner.feed(record)
@@ -166,8 +166,6 @@ class Trainer:
                 if update.completes:
                     complete.append(self._parts.pop(record.partition))
                     self.folded[record.partition] = record.offset + 1
-            if timeout:
-                break
         return complete
 
     def _choose(self, complete: list[list[Lesson]]) -> tuple[list[list[Lesson]], list[tuple[int, int]]]:

@@ -11,7 +11,7 @@ from streaming.chunks import Joiner, last_value, split
 from streaming.codec import decode, encode
 from streaming.errors import ChunkError, OtherSettings, VersionLost
 from streaming.events import Version
-from streaming.log import Message, TopicPartition, catch_up
+from streaming.log import Message, TopicPartition, at_hand, catch_up
 
 if TYPE_CHECKING:
     from model.mamo import Mamo
@@ -79,13 +79,10 @@ class Versions:
 
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
-        before, more = self.version, True
-        while more:
-            records = self._reader.poll(READ_AT_ONCE)
+        before = self.version
+        for records in at_hand(self._reader, at_once=READ_AT_ONCE):
             for record in records:
                 self._feed(record)
-            # Asking once more only where there may be more: it is asked before every step.
-            more = len(records) == READ_AT_ONCE
         return self.version != before
 
     def _feed(self, record: Record) -> None:

@@ -20,7 +20,7 @@ from model.features import Value
 from model.history import cut_task, latest
 from model.mamo import Mamo
 from model.memory import Writes, compose
-from model.meta import Gradient, Optimiser, adapt, differentiate, predict, total
+from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
 from model.tasks import Task
@@ -290,6 +290,7 @@ class MAMORanker(reco.base.Ranker):
             "_tensors": {name: tensor.numpy() for name, tensor in tensors.items()},
             "_rows": {name: (keys, values.numpy()) for name, (keys, values) in rows.items()},
             "_features": (dict(model.users.features), dict(model.items.features)),
+            "_parts": [_arrays(*part) for part in self._parts],
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -302,11 +303,27 @@ class MAMORanker(reco.base.Ranker):
         )
         checkpoint.load(version, self.model, self._optimiser)
         self.model.users.features, self.model.items.features = features
+        self._parts = [_tensors(*part) for part in state["_parts"]]
 
     @classmethod
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
         yield {}
         yield {"scale": (0.0, 1.0), "micro_batch": 4}
+
+
+def _arrays(gradient: Gradient, writes: Writes | None) -> tuple[Any, ...]:
+    rows = {name: (part.keys, part.values.numpy()) for name, part in gradient.rows.items()}
+    written = None if writes is None else {name: tensor.numpy() for name, tensor in writes.tensors().items()}
+    return gradient.queries, gradient.vector.numpy(), rows, written
+
+
+def _tensors(
+    queries: int, vector: np.ndarray, rows: dict[str, Any], written: dict[str, np.ndarray] | None
+) -> tuple[Gradient, Writes | None]:
+    gradients = {name: RowGradients(keys, torch.from_numpy(values)) for name, (keys, values) in rows.items()}
+    # A scalar comes back as one of numpy's, which is no array.
+    writes = None if written is None else Writes(**{name: torch.as_tensor(array) for name, array in written.items()})
+    return Gradient(queries, torch.from_numpy(vector), gradients), writes
 
 
 def plain(name: str, value: object) -> Value | None:

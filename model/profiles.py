@@ -74,9 +74,7 @@ class Profiles:
         """The places of keys, known or not."""
         # Most are known, and this is asked for every interaction of every support set.
         found = list(map(self._places.get, keys))
-        for at in [at for at, place in enumerate(found) if place is None] if None in found else ():
-            found[at] = self._place(keys[at])
-        return cast("list[int]", found)
+        return [self._place(key) for key in keys] if None in found else cast("list[int]", found)
 
     def _place(self, key: str) -> int:
         place = self._places.get(key)

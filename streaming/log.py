@@ -252,11 +252,29 @@ def left(log: Log, since: Mapping[TopicPartition, int]) -> dict[TopicPartition, 
     A broker's own marks, such as those that end Kafka's transactions, take offsets too. Where few offsets are left they are read, so that
     what was read to its end has nothing left; where many are, they are counted as they stand.
     """
-    found = {}
-    for tp, (start, end) in log.bounds(since).items():
-        offsets = max(0, end - max(start, since[tp]))
-        found[tp] = offsets if offsets > NEAR_END else sum(1 for _ in present(log, [tp], since=since[tp]))
+    bounds = log.bounds(since)
+    found = {tp: max(0, end - max(start, since[tp])) for tp, (start, end) in bounds.items()}
+    near = {tp: max(bounds[tp].start, since[tp]) for tp, offsets in found.items() if 0 < offsets <= NEAR_END}
+    if near:
+        found |= dict.fromkeys(near, 0)
+        with log.reader() as reader:
+            reader.assign(near)
+            for batch in catch_up(log, reader, near):
+                for record in batch:
+                    tp = TopicPartition(record.topic, record.partition)
+                    found[tp] += record.offset < bounds[tp].end
     return found
+
+
+def at_hand(reader: Reader, *, at_once: int) -> Iterator[list[Record]]:
+    """Yield what the reader finds without waiting, ``at_once`` records at a time.
+
+    It asks once more only after as many as that: whoever looks before every step is not to look twice.
+    """
+    while batch := reader.poll(at_once):
+        yield batch
+        if len(batch) < at_once:
+            return
 
 
 def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, since: int = 0) -> Iterator[Record]:

@@ -71,7 +71,7 @@ def free_ports(count: int) -> list[int]:
         return found
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask the kernel, where it is Linux, to kill this process when the one that started it has ended."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -126,7 +126,7 @@ class Node:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if self.tied else None,  # noqa: PLW1509 - one system call, before any thread of the child
+                preexec_fn=end_with_parent if self.tied else None,  # noqa: PLW1509 - one system call, before any thread of the child
             )
         (self.folder / "pid").write_text(str(self.process.pid))
 

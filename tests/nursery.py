@@ -24,6 +24,7 @@ from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
 from consumers.training import run_trainer
+from tests.kafka_cluster import end_with_parent
 from tests.small_runs import run
 
 Role = Literal["lockstep", "worker", "trainer"]
@@ -93,6 +94,7 @@ def ended(pid: int) -> int | None:
 
 def child(settings: dict[str, Any], journal: str, role: Role) -> None:
     """A run, from start to end."""
+    end_with_parent()
     # The child says its own number, so that it stands before whatever else the child says.
     os.write(1, b"%d\n" % os.getpid())
     if role != "lockstep":

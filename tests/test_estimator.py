@@ -221,6 +221,14 @@ def test_a_copy_goes_on_alike_and_on_its_own(copied: Callable[[MAMORanker], MAMO
     assert walk(other, events(50, seed=6)) == expected
 
 
+def test_those_that_saw_the_same_have_the_same_pickle_in_the_middle_of_a_meta_update_too() -> None:
+    one, other = small(), small()
+    walk(one, events(24))
+    walk(other, events(24))
+    assert one._parts, "8 events of the 16 that make a meta-update"
+    assert pickle.dumps(one) == pickle.dumps(other)
+
+
 def test_a_clone_knows_the_parameters_and_nothing_else() -> None:
     ranker = small(seed=3)
     fresh = walk(ranker, events(40))
