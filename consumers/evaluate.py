@@ -79,7 +79,7 @@ def train(model: Mamo, parts: Split, protocol: Protocol, *, epochs: int, batch: 
             chosen = [users[place] for place in order[start : start + batch]]
             tasks = [episode(user, parts.train[user], protocol.query, generator) for user in chosen]
             adapted = adapt(model, tasks, learning=True)
-            gradient, writes = differentiate(model, adapted, writers=chosen)
+            (gradient,), writes = differentiate(model, adapted, chosen)
             if not gradient.finite():
                 raise Diverged(epoch + 1)
             optimiser.step(gradient, writes)

@@ -36,7 +36,7 @@ class System:
 
     def __init__(self, settings: Settings, *, log: Log | None = None) -> None:
         self.settings = settings
-        # A worker's two lanes share the cores: the step's own gradient and rehearsal's.
+        # A step's products are small: a second thread saves it little, and takes a core from the trainer or the broker.
         torch.set_num_threads(max(1, settings.cores() // 2))
         self._stack = ExitStack()
         self.topics = topics_of(settings)

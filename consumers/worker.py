@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import structlog
-import torch
 
 from consumers.state import State, Takeover
 from consumers.tables import ProfileTables
@@ -20,7 +18,7 @@ from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
 from model import history
 from model.memory import Writes, compose, user_spread
-from model.meta import adapt, differentiate, prepare, solve
+from model.meta import adapt, differentiate, passes
 from model.tasks import Task
 from streaming.chunks import split
 from streaming.codec import decode, encode
@@ -35,9 +33,11 @@ from streaming.validation import decode_interaction
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from consumers.settings import Settings
     from model.mamo import Mamo
-    from model.meta import Gradient, Prepared
+    from model.meta import Gradient
     from streaming.events import Interaction, Source, Support
     from streaming.log import Assignment, Log, Record, Topic, Writer
     from streaming.metrics import Metrics
@@ -55,12 +55,23 @@ class Taken(NamedTuple):
     task: Task
 
 
+class Group(NamedTuple):
+    """Tasks that teach together."""
+
+    kind: Literal["query", "rehearsal"]
+    tasks: list[Task]
+    completes: bool
+    """Whether they complete a meta-update."""
+    writers: set[str]
+    """Users who write to the memories."""
+
+
 class Lesson(NamedTuple):
     """A gradient for the trainer."""
 
     kind: Literal["query", "rehearsal"]
     gradient: Gradient
-    completes: bool = True
+    completes: bool
     """Whether it completes a meta-update."""
 
 
@@ -104,8 +115,6 @@ class Worker:
         self.attention = (0.0, 0.0)
         """Spread of attention over users and of the rows of M_P, as last seen."""
         self._unknown_fields = 0
-        # Threads of torch's own are counted by thread, so the second lane is told how many it may have.
-        self._lane = ThreadPoolExecutor(1, "rehearsal", torch.set_num_threads, (torch.get_num_threads(),))
 
     def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
         """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
@@ -142,7 +151,6 @@ class Worker:
         """Let everything go."""
         for number in list(self.held):
             self.give_up(number).close()
-        self._lane.shutdown()
         self.tables.close()
         self.versions.close()
 
@@ -208,50 +216,44 @@ class Worker:
     def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:
         """Adapt and score the events; unless frozen, differentiate what they and rehearsed users teach, a meta-update at a time.
 
-        However the events are cut into steps, a meta-update is complete at every ``trainer.meta_update`` offsets of the partition, and past
-        users are rehearsed then; a group that does not reach that far is a part of it. ``end`` is the offset after the step's last.
-        A user writes to the memories once in a step, however many of its events are in it.
+        All of it is at one version, and so is done together. However the events are cut into steps, a meta-update is complete at every
+        ``trainer.meta_update`` offsets of the partition, and past users are rehearsed then; a group that does not reach that far is a part
+        of it. ``end`` is the offset after the step's last. A user writes to the memories once in a step, however many of its events are
+        in it.
         """
-        size, learning, stage = self.settings.trainer.meta_update, not self.settings.worker.frozen, self.metrics.stage
-        learned, writes, begun = Learned([], [], None, 0), list[Writes | None](), partition.offset
-        waiting = {event.task.user for event in taken if event.task.support_items}
-        for start in range(0, len(taken), size):
-            group, rest = taken[start : start + size], taken[start + size :]
-            after = rest[0].source[2] if rest else end
-            completes, begun = begun // size != after // size, after
-            rehearsed = self._rehearse(partition, group[0].source[2]) if learning and completes else None
-            with stage("adapt"):
-                adapted = adapt(self.model, [event.task for event in group], learning=learning)
-                learned.scores.extend(adapted.scores.pairs())
-            if not learning:
-                continue
-            with stage("gradient"):
-                writers = waiting & {event.task.user for event in group}
-                waiting -= writers
-                gradient, written = differentiate(self.model, adapted, writers=writers)
-                learned.lessons.append(Lesson("query", gradient, completes))
-                if rehearsed is not None:
-                    learned.lessons.append(Lesson("rehearsal", rehearsed.result()))
+        groups, learning = self._groups(partition, taken, end), not self.settings.worker.frozen
+        learned, writes = Learned([], [], None, sum(len(group.writers) for group in groups)), list[Writes | None]()
+        for span in passes(self.model, [len(group.tasks) for group in groups]):
+            part = groups[span]
+            with self.metrics.stage("adapt"):
+                adapted = adapt(self.model, *(group.tasks for group in part), learning=learning)
+                pairs = adapted.scores.pairs()
+                for group, tasks, users in zip(part, adapted.batch.tasks_of, adapted.batch.users_of, strict=True):
+                    if group.kind == "query":
+                        learned.scores.extend(pairs[tasks])
+                    else:
+                        self._observe_attention(adapted.prediction.attention[users])
+            if learning:
+                with self.metrics.stage("gradient"):
+                    gradients, written = differentiate(self.model, adapted, *(group.writers for group in part))
+                learned.lessons.extend(map(Lesson, (group.kind for group in part), gradients, (group.completes for group in part)))
                 writes.append(written)
-                learned = learned._replace(writers=learned.writers + (0 if written is None else len(writers)))
         return learned._replace(writes=compose(writes))
 
-    def _rehearse(self, partition: Partition, offset: int) -> Future[Gradient] | None:
-        """Begin the gradient of rehearsed users; None where there are none.
-
-        It is made on a thread of its own beside the step's, from copies of the rows it touches: the tables go on to grow meanwhile.
-        """
-        with self.metrics.stage("gradient"):
-            tasks = self._rehearsal(partition, offset)
-            prepared = prepare(self.model, tasks, learning=True) if tasks else None
-        return None if prepared is None else self._lane.submit(self._rehearsed, prepared)
-
-    def _rehearsed(self, prepared: Prepared) -> Gradient:
-        adapted = solve(self.model, prepared)
-        users, rows = self.attention = user_spread(adapted.prediction.attention.detach()), self.model.memory.row_spread()
-        # Here, so that where nobody is rehearsed it stays unknown: 0 would be taken for memories that have died.
-        self.metrics.observe_attention(users=users, rows=rows)
-        return differentiate(self.model, adapted)[0]
+    def _groups(self, partition: Partition, taken: Sequence[Taken], end: int) -> list[Group]:
+        """The groups of tasks of which each has a gradient: the events by meta-update, and past users after each that is completed."""
+        size, learning = self.settings.trainer.meta_update, not self.settings.worker.frozen
+        groups, written, begun = list[Group](), set[str](), partition.offset
+        for start in range(0, len(taken), size):
+            events, rest = taken[start : start + size], taken[start + size :]
+            after = rest[0].source[2] if rest else end
+            completes, begun = begun // size != after // size, after
+            writers = {event.task.user for event in events if event.task.support_items} - written if learning else set[str]()
+            written |= writers
+            groups.append(Group("query", [event.task for event in events], completes, writers))
+            if learning and completes and (rehearsed := self._rehearsal(partition, events[0].source[2])):
+                groups.append(Group("rehearsal", rehearsed, completes, set()))
+        return groups
 
     def _rehearsal(self, partition: Partition, offset: int) -> list[Task]:
         """Tasks from stored support sets: each drawn user's history is cut at random, and what follows is scored from what came before.
@@ -334,6 +336,14 @@ class Worker:
         self.metrics.observe_step(report)
         self._observe_users()
         return report
+
+    def _observe_attention(self, attention: Tensor) -> None:
+        """Take note of the attention of rehearsed users, who are drawn from all.
+
+        Where nobody is rehearsed it stays unknown: 0 would be taken for memories that have died.
+        """
+        users, rows = self.attention = user_spread(attention), self.model.memory.row_spread()
+        self.metrics.observe_attention(users=users, rows=rows)
 
     def _count_unknown(self, fields: int) -> None:
         self._unknown_fields += fields

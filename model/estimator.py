@@ -20,7 +20,7 @@ from model.features import Value
 from model.history import cut_task, latest
 from model.mamo import Mamo
 from model.memory import Writes, compose
-from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, predict, total
+from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, passes, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
 from model.tasks import Task
@@ -210,27 +210,31 @@ class MAMORanker(reco.base.Ranker):
         A user writes to the memories once, however many of the events are theirs.
         """
         model, size = self.model, self.meta_update
-        gradients: list[tuple[Gradient, bool]] = []
-        written: list[Writes | None] = []
-        unwritten = {task.user for task in self._waiting if task.support_items}
+        groups: list[tuple[list[Task], set[str], bool]] = []
+        written: set[str] = set()
         for start in range(0, len(self._waiting), size):
             group = self._waiting[start : start + size]
             event = self._learned + start
             completes = event // size != (event + len(group)) // size
-            writers = unwritten & {task.user for task in group}
-            unwritten -= writers
-            gradient, writes = differentiate(model, adapt(model, group, learning=True), writers=writers)
-            gradients.append((gradient, completes))
-            written.append(writes)
+            writers = {task.user for task in group if task.support_items} - written
+            written |= writers
+            groups.append((group, writers, completes))
             if completes and (rehearsed := self._rehearsal(event)):
-                gradients.append((differentiate(model, adapt(model, rehearsed, learning=True))[0], True))
-        composed = compose(written)
-        for place, (gradient, completes) in enumerate(gradients):
-            writes = composed if place == 0 else None
-            if gradient.finite() and (writes is None or writes.finite()):
-                self._parts.append((gradient, writes))
+                groups.append((rehearsed, set(), True))
+        gradients: list[Gradient] = []
+        writes: list[Writes | None] = []
+        for span in passes(model, [len(tasks) for tasks, _, _ in groups]):
+            adapted = adapt(model, *(tasks for tasks, _, _ in groups[span]), learning=True)
+            found, composed = differentiate(model, adapted, *(writers for _, writers, _ in groups[span]))
+            gradients += found
+            writes.append(composed)
+        composed = compose(writes)
+        for gradient, (_, _, completes) in zip(gradients, groups, strict=True):
+            if gradient.finite() and (composed is None or composed.finite()):
+                self._parts.append((gradient, composed))
+            composed = None
             if completes and self._parts:
-                self._optimiser.step(total([part for part, _ in self._parts]), compose(writes for _, writes in self._parts))
+                self._optimiser.step(total([part for part, _ in self._parts]), compose(part for _, part in self._parts))
                 self._parts = []
         self._learned += len(self._waiting)
         self._users_before = len(self._users)

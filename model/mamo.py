@@ -15,10 +15,11 @@ from torch.nn.functional import pad, softplus
 
 from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
+from model.numbering import first_seen
 from model.profiles import Profiles
 from model.settings import Feature, FeatureSchema, ModelSettings
 from model.tables import Table
-from model.tasks import Batch, first_seen
+from model.tasks import Batch
 
 SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
@@ -68,6 +69,8 @@ class Mamo:
         self.scale = scale
         self.dtype = dtype
         self.closed_form = settings.local == "closed_form"
+        self.analytic = self.closed_form and not settings.inner_steps
+        """Whether `model.engine` adapts and differentiates. If not, `forward` and autograd do: tests and benchmarks set it so."""
         d = settings.embedding_size
         # Where no feature is declared there still is a profile: the embedding of knowing nothing.
         nothing = {"profile": Feature(kind="categorical")}
@@ -160,7 +163,7 @@ class Mamo:
         return Leaves(phi, user_keys, user_values, item_keys, item_values), batch._replace(user_rows=user_rows, item_rows=item_rows)
 
     def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
-        """Adapt every task to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
+        """Adapt every task of a batch of one group to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
         settings, phi, memory = self.settings, leaves.phi, self.memory
 
         # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).

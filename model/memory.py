@@ -12,6 +12,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from model.settings import ModelSettings, rate
 
@@ -32,8 +33,7 @@ class Memory:
         No gradient flows through a_u: M_P averages the profiles, and a profile that learns to be attended to would chase it.
         """
         looked = (p_u.detach() - self.centre) if centred else p_u.detach()
-        rows = self.profile
-        cosine = torch.nn.functional.cosine_similarity(looked[:, None], rows[None], dim=-1, eps=1e-8)
+        cosine = normalize(looked, dim=1, eps=1e-8) @ normalize(self.profile, dim=1, eps=1e-8).T
         return torch.softmax(temperature * cosine, -1)
 
     def row_spread(self) -> float:
@@ -41,7 +41,7 @@ class Memory:
         k = len(self.profile)
         if k == 1:
             return 0.0
-        unit = torch.nn.functional.normalize(self.profile, dim=1)
+        unit = normalize(self.profile, dim=1)
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
 
@@ -122,10 +122,12 @@ class Writes:
 
         still = (1 - alpha / rows) ** torch.arange(users, -1, -1, dtype=p_u.dtype)
         own = torch.diag_embed(decays(gamma)) + gamma * attention[:, :, None] * attention[:, None]
-        mixing_map, mixing = torch.eye(rows, dtype=p_u.dtype), torch.zeros(rows, *mixing_change.shape[1:], dtype=p_u.dtype)
-        for user in range(users):
-            mixing_map = own[user] @ mixing_map
-            mixing = torch.einsum("jk,kab->jab", own[user], mixing) + gamma * attention[user, :, None, None] * mixing_change[user]
+        mixing_map, reached = torch.eye(rows, dtype=p_u.dtype), torch.empty_like(attention)
+        for user in reversed(range(users)):
+            # Where a user's change ends up, once those after it have written.
+            reached[user] = mixing_map @ attention[user]
+            mixing_map = mixing_map @ own[user]
+        mixing = (gamma * reached.T @ mixing_change.flatten(1)).view(rows, *mixing_change.shape[1:])
         profile_decay, profile = rows_of(alpha, looked)
         gradient_decay, of_gradient = rows_of(beta, gradient)
         weights_decay, of_weights = rows_of(gamma, weights)

@@ -6,13 +6,14 @@ all at one version. A trainer sums the gradients of a round and calls `Optimiser
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from model import engine
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
@@ -67,37 +68,43 @@ class Adapted(NamedTuple):
     """A batch of tasks, adapted and scored; what `differentiate` goes on from."""
 
     batch: Batch
-    leaves: Leaves
     prediction: Prediction
     scores: Scores
+    way: Leaves | engine.Solved | None
+    """How gradients get back: to leaves by autograd, or through what the engine keeps; None where nothing can be differentiated."""
 
 
-class Prepared(NamedTuple):
-    """A batch of tasks with copies of all the rows that it touches: what follows needs the tables no more."""
-
-    batch: Batch
-    leaves: Leaves
-    graph: bool
+PASS_TASKS = 512
+"""Tasks that the engine takes at once: enough for products to be worth their calls, few enough to stay in the cache."""
 
 
-def prepare(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Prepared:
-    """Collate tasks and copy out their rows. Without ``learning`` no graph is kept, and nothing can be differentiated."""
-    # The inner loop needs gradients of its own, learning or not.
-    graph = learning or model.settings.inner_steps > 0
-    leaves, batch = model.leaves(collate(tasks, model.users, model.items, model.dtype), requires_grad=graph)
-    return Prepared(batch, leaves, graph)
+def passes(model: Mamo, sizes: Sequence[int]) -> Iterator[slice]:
+    """Which groups of so many tasks each to adapt together: as many as are best taken at once. By autograd each goes alone."""
+    start, tasks = 0, 0
+    for end, size in enumerate(sizes):
+        if end > start and (not model.analytic or tasks + size > PASS_TASKS):
+            yield slice(start, end)
+            start, tasks = end, 0
+        tasks += size
+    if sizes:
+        yield slice(start, len(sizes))
 
 
-def solve(model: Mamo, prepared: Prepared) -> Adapted:
-    """Adapt each task and score its query."""
-    with torch.set_grad_enabled(prepared.graph):
-        prediction = model.forward(prepared.leaves, prepared.batch)
-    return Adapted(prepared.batch, prepared.leaves, prediction, Scores(prediction, model.scale))
+def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
+    """Adapt each task and score its query, all at once; groups only say which tasks share a gradient.
 
-
-def adapt(model: Mamo, tasks: Sequence[Task], *, learning: bool) -> Adapted:
-    """`prepare` and `solve` in one."""
-    return solve(model, prepare(model, tasks, learning=learning))
+    Without ``learning`` nothing can be differentiated.
+    """
+    batch = collate(groups, model.users, model.items, model.dtype)
+    way: Leaves | engine.Solved | None
+    if model.analytic:
+        prediction, way = engine.solve(model, batch, learning=learning)
+    else:
+        # The inner loop needs gradients of its own, learning or not.
+        way, batch = model.leaves(batch, requires_grad=learning or model.settings.inner_steps > 0)
+        with torch.set_grad_enabled(way.item_values.requires_grad):
+            prediction = model.forward(way, batch)
+    return Adapted(batch, prediction, Scores(prediction, model.scale), way)
 
 
 def predict(model: Mamo, tasks: Sequence[Task]) -> Scores:
@@ -118,56 +125,93 @@ def query_loss(settings: ModelSettings, prediction: Prediction, batch: Batch) ->
     return error * batch.query_mask
 
 
-def differentiate(model: Mamo, adapted: Adapted, *, writers: Collection[str] = ()) -> tuple[Gradient, Writes | None]:
-    """The gradient of the summed query loss, and the composed memory writes of ``writers``, each of which needs a support."""
-    batch, leaves, prediction, _ = adapted
+def query_slopes(settings: ModelSettings, prediction: Prediction, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The derivatives of `query_loss` by score and by variance, both (B, q)."""
+    error = prediction.score - batch.query_ratings
+    if settings.loss == "squared" or prediction.variance is None:
+        return 2 * error * batch.query_mask, torch.zeros_like(error)
+    at_score = error / prediction.variance
+    return at_score * batch.query_mask, 0.5 * (1 / prediction.variance - at_score.square()) * batch.query_mask
+
+
+def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writes | None]:
+    """The gradient of the summed query loss of each group, and the composed memory writes of the users whom ``writers`` names.
+
+    Writers are given by group, for the first groups or all. A user who has no support in that group writes nothing.
+    """
+    batch, prediction = adapted.batch, adapted.prediction
+    writing = _writing(batch, writers)
+    if isinstance(adapted.way, engine.Solved):
+        slopes = query_slopes(model.settings, prediction, batch)
+        found = engine.gradients(model, batch, adapted.way, *slopes, users=torch.tensor(list(writing), dtype=torch.int64))
+    else:
+        found = _by_autograd(model, adapted, list(writing))
+    queries = batch.query_mask.sum(1)
+    gradients = [
+        Gradient(
+            queries=int(queries[tasks].sum()),
+            vector=found.vectors[group],
+            rows={"user": RowGradients(*found.user_rows[group]), "item": RowGradients(*found.item_rows[group])},
+        )
+        for group, tasks in enumerate(batch.tasks_of)
+    ]
+    writes = compose_writes(model, batch, prediction, found, writing) if any(writers) and model.settings.memory != "off" else None
+    return gradients, writes
+
+
+def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
+    """The numbers of the users who write, in order, each with that of the last of its tasks that has a support."""
+    supported = batch.support_mask[:, 0].tolist()
+    last = {user: task for task, user in enumerate(batch.user_of.tolist()) if supported[task]}
+    of_groups = zip(writers, batch.users_of, strict=False)
+    return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
+
+
+def _by_autograd(model: Mamo, adapted: Adapted, users: list[int]) -> engine.Gradients:
+    """What `engine.gradients` finds, of a batch of one group by the graph of `Mamo.forward`."""
+    batch, leaves, prediction = adapted.batch, adapted.way, adapted.prediction
+    assert isinstance(leaves, Leaves), "adapted without learning"  # noqa: S101
+    theta = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if users else []
+    inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *theta]
     loss = query_loss(model.settings, prediction, batch).sum()
-    at_users = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if writers else []
-    inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *at_users]
-    gradients = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
-    of_users = [gradients.pop() for _ in at_users][::-1]
-    of_item_rows, of_user_rows = gradients.pop(), gradients.pop()
-    gradient = Gradient(
-        queries=int(batch.query_mask.sum()),
-        vector=torch.cat([part.flatten() for part in gradients]),
-        rows={"user": RowGradients(leaves.user_keys, of_user_rows), "item": RowGradients(leaves.item_keys, of_item_rows)},
+    found = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    of_users = [found.pop() for _ in theta][::-1]
+    of_items, of_user_rows = found.pop(), found.pop()
+    if model.settings.adapts_inner_layers:
+        of_users = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in of_users]
+    of_users = [part[users] for part in of_users]
+    mixing = of_users.pop() if prediction.mixing is not None and users else None
+    return engine.Gradients(
+        vectors=torch.cat([part.flatten() for part in found])[None],
+        user_rows=[(leaves.user_keys, of_user_rows)],
+        item_rows=[(leaves.item_keys, of_items)],
+        theta_u=torch.cat([part.flatten(1) for part in of_users], 1) if users else None,
+        mixing=mixing,
     )
-    writes = compose_writes(model, batch, prediction, of_users, writers) if writers and model.settings.memory != "off" else None
-    return gradient, writes
 
 
-def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, gradients: list[Tensor], writers: Collection[str]) -> Writes:
-    """One write for each of ``writers``, in the order of their first task, composed.
+def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, found: engine.Gradients, writing: dict[int, int]) -> Writes:
+    """One write for each of the users ``writing``, in order, composed.
 
-    ``gradients`` are those of the query loss at ``prediction.theta_u`` and ``prediction.mixing``, by user or by task. The gradient of
-    Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of the user's last task.
+    The gradient of Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of the
+    user's last task.
     """
     settings, memory = model.settings, model.memory
-    supported = batch.support_mask.any(1).tolist()
-    last = {user: task for task, user in enumerate(batch.user_of.tolist()) if supported[task] and batch.users[user] in writers}
-    users = torch.tensor(sorted(last), dtype=torch.int64)
-    tasks = torch.tensor([last[user] for user in sorted(last)], dtype=torch.int64)
-    queries = batch.query_mask.new_zeros(len(batch.users)).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)
-    of_theta = torch.cat([gradient.flatten(1) for gradient in gradients[: len(prediction.theta_u)]], 1)
-    if settings.adapts_inner_layers:
-        of_theta = of_theta.new_zeros(len(batch.users), of_theta.shape[1]).index_add_(0, batch.user_of, of_theta)
+    users, tasks = list(writing), list(writing.values())
+    queries = batch.query_mask.new_zeros(len(batch.users)).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)[users]
+    gradient = memory.gradient.new_zeros(len(users), memory.gradient.shape[1])
+    if found.theta_u is not None:
+        gradient = found.theta_u / queries[:, None]
     change = memory.mixing.new_zeros(len(users), *memory.mixing.shape[1:])
-    if prediction.mixing is not None and prediction.mixing_read is not None:
-        if settings.adapts_inner_layers:
-            change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach()
-        else:
-            change = -settings.task_step * gradients[-1][users] / queries[users, None, None]
+    if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
+        change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach()
+    elif found.mixing is not None:
+        change = -settings.task_step * found.mixing / queries[:, None, None]
     weights = memory.weights.new_zeros(len(users), memory.weights.shape[1])
     if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-        weights = (prediction.last_layer - prediction.last_layer_prior).detach()[tasks]
+        weights = (prediction.last_layer[tasks] - prediction.last_layer_prior[tasks]).detach()
     return Writes.of_users(
-        settings,
-        memory.centre,
-        prediction.attention[users].detach(),
-        prediction.p_u[users].detach(),
-        of_theta[users] / queries[users, None],
-        change,
-        weights,
+        settings, memory.centre, prediction.attention[users].detach(), prediction.p_u[users].detach(), gradient, change, weights
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.features import Entry, Value, encode
+from model.numbering import bags, first_seen_by_group, in_order, slices
 from model.settings import Feature
 from model.tables import Table
 
@@ -33,6 +34,10 @@ class Profiles:
             self.spans.append((start, start + feature.slots))
             start += feature.slots
         self.slots = start
+        self._feature_of = torch.tensor([number for number, (low, high) in enumerate(self.spans) for _ in range(low, high)])
+        self._starts = torch.tensor([low for low, _ in self.spans])
+        self._first_of = torch.zeros(start, dtype=torch.bool)
+        self._first_of[self._starts] = True
         self._forget()
 
     def _forget(self) -> None:
@@ -101,5 +106,23 @@ class Profiles:
 
     def embed(self, rows: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Sum each feature's weighted rows: (n, slots) into ``values`` (m, width) -> (n, features, width)."""
-        weighted = values[rows] * weights[..., None].to(values.dtype)
-        return torch.stack([weighted[:, start:end].sum(1) for start, end in self.spans], 1)
+        starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten()
+        return bags(values, rows.flatten(), starts, weights.flatten().to(values.dtype)).view(len(rows), len(self.spans), -1)
+
+    def embed_back(
+        self, rows: Tensor, weights: Tensor, member: Tensor, group: Tensor, at: Tensor, groups: int
+    ) -> list[tuple[list[str], Tensor]]:
+        """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
+
+        ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
+        """
+        # A slot without a value repeats the first of its feature at weight 0, so that leaving it out leaves no row out.
+        used = (weights != 0) | self._first_of
+        entry, slot = used[member].nonzero(as_tuple=True)
+        place = member[entry]
+        distinct, index, ends = first_seen_by_group(group[entry].numpy(), rows[place, slot].numpy(), groups)
+        order, starts = in_order(index, len(distinct))
+        source = entry * len(self.spans) + self._feature_of[slot]
+        summed = bags(at.flatten(0, 1), source[order], starts, weights[place, slot][order].to(at.dtype))
+        keys = [self.table.keys[number] for number in distinct.tolist()]
+        return [(keys[of], summed[of]) for of in slices(ends)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.numbering import first_seen, first_seen_by_group, in_order, slices
 from model.profiles import Profiles
 
 
@@ -26,17 +27,29 @@ class Task(NamedTuple):
     query_ratings: Sequence[float]
 
 
-class Batch(NamedTuple):
-    """B tasks of U different users over I different items; n is the longest support, q the longest query.
+class Interactions(NamedTuple):
+    """The L interactions of all supports of a batch, task after task, without padding."""
 
-    Padding has mask 0, item 0 and rating 0. ``newer`` counts the interactions of the support that came after each.
-    Item numbers point into ``item_rows`` and ``item_weights``, of shape (I, slots); user numbers likewise.
+    items: Tensor  # (L,)
+    ratings: Tensor  # (L,)
+    newer: Tensor  # (L,)
+    place: Tensor  # (L,), where each stands among the B n padded
+    starts: Tensor  # (B,), where those of each task begin
+
+
+class Batch(NamedTuple):
+    """B tasks in G groups; n is the longest support, q the longest query. Padding has mask 0, item 0 and rating 0.
+
+    Users and items are numbered within their group, group after group, so that what a group teaches can be told apart: U users and J
+    items in all. Of these items I are different: ``item_of`` points into ``item_rows`` and ``item_weights``, of shape (I, slots).
+    ``newer`` counts the interactions of the support that came after each.
     """
 
     users: list[str]
     user_of: Tensor  # (B,)
     user_rows: Tensor  # (U, slots)
     user_weights: Tensor  # (U, slots)
+    item_of: Tensor  # (J,)
     item_rows: Tensor  # (I, slots)
     item_weights: Tensor  # (I, slots)
     support_items: Tensor  # (B, n)
@@ -46,60 +59,80 @@ class Batch(NamedTuple):
     query_items: Tensor  # (B, q)
     query_ratings: Tensor  # (B, q)
     query_mask: Tensor  # (B, q)
+    support: Interactions
+    by_item: tuple[Tensor, Tensor]
+    """The B n places of supports and B q of queries, padding left out, item after item, and where those of each item begin."""
+    tasks_of: list[slice]
+    """Of each group the tasks; likewise its users and its items."""
+    users_of: list[slice]
+    items_of: list[slice]
 
 
-def first_seen(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values, none below 0, in the order in which they first come, and where each value stands among them.
-
-    The order depends on the batch alone, not on what this process saw before: sums then round alike after a restart.
-    Without sorting: the last to write a value's cell, going backwards, is its first. Of the cells only those written are ever touched.
-    """
-    flat = values.ravel()
-    cells = np.empty(int(flat.max(initial=-1)) + 1, np.int64)
-    counted = np.arange(len(flat))
-    cells[flat[::-1]] = counted[::-1]
-    unique = flat[cells[flat] == counted]
-    cells[unique] = np.arange(len(unique))
-    return unique, cells[flat].reshape(values.shape)
-
-
-def collate(tasks: Sequence[Task], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
-    """Make one batch of tasks, padded to the longest support and query."""
+def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
+    """Make one batch of groups of tasks, none of them empty, padded to the longest support and query."""
     users.begin()
     items.begin()
-    user_keys = list(dict.fromkeys(task.user for task in tasks))
-    number = {key: place for place, key in enumerate(user_keys)}
+    tasks = list(chain.from_iterable(groups))
+    sizes = np.array([len(group) for group in groups])
+    user_keys, user_of, user_ends = list[str](), list[int](), list[int]()
+    for group in groups:
+        number = {key: len(user_keys) + place for place, key in enumerate(dict.fromkeys(task.user for task in group))}
+        user_keys += number
+        user_of += [number[task.user] for task in group]
+        user_ends.append(len(user_keys))
     user_rows, user_weights = users.encoded(np.array(users.places(user_keys), np.int64))
 
     lengths = np.array([len(task.support_items) for task in tasks])
     queries = np.array([len(task.query_items) for task in tasks])
     support_mask = np.arange(max(1, lengths.max())) < lengths[:, None]
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-    places = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
+    supported = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
     asked = items.places(list(chain.from_iterable(task.query_items for task in tasks)))
-    unique, inverse = first_seen(np.array(places + asked, np.int64))
-    item_rows, item_weights = items.encoded(unique)
+    group_of = np.repeat(np.arange(len(groups)), sizes)
+    group_of = np.concatenate([np.repeat(group_of, lengths), np.repeat(group_of, queries)])
+    entries, inverse, item_ends = first_seen_by_group(group_of, np.array(supported + asked, np.int64), len(groups))
+    distinct, item_of = first_seen(entries)
+    item_rows, item_weights = items.encoded(distinct)
 
-    def padded(values: np.ndarray, mask: np.ndarray, kind: type) -> Tensor:
-        full: np.ndarray = np.zeros(mask.shape, kind)
-        full[mask] = values
-        return torch.from_numpy(full)
+    n, q = support_mask.shape[1], query_mask.shape[1]
+    place, asked_at = np.flatnonzero(support_mask), np.flatnonzero(query_mask)
+    order, starts = in_order(inverse, len(item_of))
 
-    support_ratings = np.fromiter(chain.from_iterable(task.support_ratings for task in tasks), np.float64, len(places))
-    query_ratings = np.fromiter(chain.from_iterable(task.query_ratings for task in tasks), np.float64, len(asked))
-    newer = np.maximum(lengths[:, None] - 1 - np.arange(support_mask.shape[1]), 0)
+    def padded(values: np.ndarray, at: np.ndarray, width: int) -> Tensor:
+        full = np.zeros(len(tasks) * width, values.dtype)
+        full[at] = values
+        return torch.from_numpy(full.reshape(-1, width))
+
+    ratings = np.array(list(chain.from_iterable(task.support_ratings for task in tasks)), np.float64)
+    query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
+    begin = np.cumsum(lengths) - lengths
+    newer = np.repeat(lengths - 1 + begin, lengths) - np.arange(len(supported))
+    support = Interactions(
+        items=torch.from_numpy(inverse[: len(supported)]),
+        ratings=torch.from_numpy(ratings).to(dtype),
+        newer=torch.from_numpy(newer).to(dtype),
+        place=torch.from_numpy(place),
+        starts=torch.from_numpy(begin),
+    )
+    places = np.concatenate([place, len(tasks) * n + asked_at])
     return Batch(
         users=user_keys,
-        user_of=torch.tensor([number[task.user] for task in tasks]),
+        user_of=torch.tensor(user_of),
         user_rows=user_rows,
         user_weights=user_weights.to(dtype),
+        item_of=torch.from_numpy(item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support_items=padded(inverse[: len(places)], support_mask, np.int64),
-        support_ratings=padded(support_ratings, support_mask, np.float64).to(dtype),
+        support_items=padded(inverse[: len(supported)], place, n),
+        support_ratings=padded(ratings, place, n).to(dtype),
         support_mask=torch.from_numpy(support_mask).to(dtype),
-        newer=torch.from_numpy(newer).to(dtype),
-        query_items=padded(inverse[len(places) :], query_mask, np.int64),
-        query_ratings=padded(query_ratings, query_mask, np.float64).to(dtype),
+        newer=padded(newer, place, n).to(dtype),
+        query_items=padded(inverse[len(supported) :], asked_at, q),
+        query_ratings=padded(query_ratings, asked_at, q).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),
+        support=support,
+        by_item=(torch.from_numpy(places)[order], starts),
+        tasks_of=slices(sizes.cumsum().tolist()),
+        users_of=slices(user_ends),
+        items_of=slices(item_ends),
     )

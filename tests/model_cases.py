@@ -106,7 +106,7 @@ def small_model(
     model.set_vector(moved(model.vector, 0.2))
     for name in ("profile", "gradient", "mixing", "weights", "centre"):
         setattr(model.memory, name, moved(getattr(model.memory, name), 0.2))
-    collate(TASKS, model.users, model.items, dtype)
+    collate([TASKS], model.users, model.items, dtype)
     for table in model.tables.values():
         table.admit(list(table.keys))
         table.values = moved(table.values, 0.3)
@@ -114,11 +114,12 @@ def small_model(
 
 
 def forward(model: Mamo, tasks: list[Task] = TASKS) -> tuple[Prediction, Batch]:
-    """One pass, with the graph."""
+    """One pass."""
     adapted = adapt(model, tasks, learning=True)
     return adapted.prediction, adapted.batch
 
 
 def learn(model: Mamo, tasks: list[Task] = TASKS, *, write: bool = False) -> tuple[Gradient, Writes | None]:
     """What a worker sends of a step; with ``write`` all users of the step write."""
-    return differentiate(model, adapt(model, tasks, learning=True), writers={task.user for task in tasks} if write else set())
+    (gradient,), writes = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks} if write else set())
+    return gradient, writes

@@ -384,10 +384,11 @@ def test_gradients_that_are_not_finite_are_passed_over(monkeypatch: pytest.Monke
     walk(ranker, events(8))
     expected = ranker.model.vector.clone()
 
-    def broken(of: Mamo, adapted: Adapted, *, writers: Collection[str] = ()) -> tuple[Gradient, Writes | None]:
-        gradient, writes = differentiate(of, adapted, writers=writers)
-        gradient.vector[0] = torch.nan
-        return gradient, writes
+    def broken(of: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writes | None]:
+        gradients, writes = differentiate(of, adapted, *writers)
+        for gradient in gradients:
+            gradient.vector[0] = torch.nan
+        return gradients, writes
 
     monkeypatch.setattr(model.estimator, "differentiate", broken)
     walk(ranker, events(4, seed=6))

@@ -73,7 +73,8 @@ def stream(world: str = "same", count: int = 700, at_once: int = 2, **settings: 
             for number, user in enumerate(past[start : start + at_once], start)
             for n in range(EVENTS)
         ]
-        optimiser.step(*differentiate(model, adapt(model, tasks, learning=True), writers={task.user for task in tasks}))
+        (gradient,), writes = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks})
+        optimiser.step(gradient, writes)
 
     for number, user in enumerate(new):
         model.users.set(f"new{number}", user.profile)

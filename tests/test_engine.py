@@ -1,0 +1,157 @@
+"""The engine against the specification: autograd through `Mamo.forward`, one group at a time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.mamo import Mamo
+from model.memory import Writes, compose
+from model.meta import Adapted, Gradient, adapt, differentiate, passes
+from model.tasks import Task
+from tests.model_cases import CLOSED, PAPER, small_model
+
+NAMES = [f"i{number}" for number in range(1, 8)]
+RATINGS = st.sampled_from([1.0, 2.0, 3.5, 4.0, 5.0])
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> Task:
+    """Supports of any length, empty and with an item several times; users with and without profiles."""
+    support = draw(st.lists(st.tuples(st.sampled_from(NAMES), RATINGS), max_size=12))
+    query = draw(st.lists(st.tuples(st.sampled_from(NAMES), RATINGS), min_size=1, max_size=4))
+    user = draw(st.sampled_from(["ann", "bob", "cem", "new"]))
+    return Task(user, [item for item, _ in support], [rating for _, rating in support], [item for item, _ in query], [r for _, r in query])
+
+
+GROUPS = st.lists(st.lists(tasks(), min_size=1, max_size=4), min_size=1, max_size=3)
+VARIANTS = st.fixed_dictionaries(
+    {
+        "embedding_size": st.sampled_from([1, 2, 5]),
+        "layers": st.integers(1, 3),
+        "activation": st.sampled_from(["relu", "tanh", "softplus"]),
+        "memory": st.sampled_from(["both", "feature", "task", "off"]),
+        "recency": st.sampled_from([0.0, 0.4]),
+        "loss": st.sampled_from(["gaussian", "squared"]),
+        "centred": st.booleans(),
+    }
+)
+
+
+def both_ways(dtype: torch.dtype = torch.float64, **over: Any) -> tuple[Mamo, Mamo]:  # noqa: ANN401  whatever ModelSettings takes
+    fast, plain = (small_model(dtype=dtype, **CLOSED | over) for _ in range(2))
+    plain.analytic = False
+    return fast, plain
+
+
+def taught(model: Mamo, groups: list[list[Task]]) -> tuple[list[Adapted], list[Gradient], Writes | None]:
+    """What a worker makes of groups of which every user writes, in the first group with a support."""
+    seen: set[str] = set()
+    writers = []
+    for group in groups:
+        writers.append({task.user for task in group if task.support_items} - seen)
+        seen |= writers[-1]
+    adapted, gradients, writes = list[Adapted](), list[Gradient](), list[Writes | None]()
+    for span in passes(model, [len(group) for group in groups]):
+        adapted.append(adapt(model, *groups[span], learning=True))
+        found, written = differentiate(model, adapted[-1], *writers[span])
+        gradients += found
+        writes.append(written)
+    return adapted, gradients, compose(writes)
+
+
+def agree(found: Any, expected: Any, tolerance: float, what: str) -> None:  # noqa: ANN401  arrays of any kind
+    """The same to ``tolerance`` of the largest number."""
+    found, expected = np.asarray(found, float), np.asarray(expected, float)
+    assert found.shape == expected.shape, what
+    scale = max(0.1, float(np.abs(expected).max(initial=0.0)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale, err_msg=what)
+
+
+def compare(fast: Mamo, plain: Mamo, groups: list[list[Task]], tolerance: float) -> None:
+    (together,), gradients, writes = taught(fast, groups)
+    one_by_one, expected, expected_writes = taught(plain, groups)
+    assert len(one_by_one) == len(groups) == len(gradients) == len(expected)
+    for tasks_of, alone in zip(together.batch.tasks_of, one_by_one, strict=True):
+        q, mask = alone.batch.query_mask.shape[1], alone.batch.query_mask
+        for name in ("score", "variance"):
+            values = getattr(together.prediction, name)[tasks_of, :q] * mask
+            agree(values, (getattr(alone.prediction, name) * mask).detach(), tolerance, name)
+        agree(together.prediction.last_layer[tasks_of], alone.prediction.last_layer.detach(), tolerance, "adapted w")  # type: ignore[index,union-attr]
+    for gradient, slow in zip(gradients, expected, strict=True):
+        assert gradient.queries == slow.queries
+        parts, slow_parts = fast.of_vector(gradient.vector), plain.of_vector(slow.vector)
+        for name, part in parts.items():
+            agree(part, slow_parts[name], tolerance, name)
+        for side, rows in gradient.rows.items():
+            assert sorted(rows.keys) == sorted(slow.rows[side].keys)
+            place = {key: number for number, key in enumerate(slow.rows[side].keys)}
+            agree(rows.values, slow.rows[side].values[[place[key] for key in rows.keys]], tolerance, f"rows of {side}")
+    assert (writes is None) == (expected_writes is None)
+    if writes is not None and expected_writes is not None:
+        for name, part in asdict(writes).items():
+            agree(part, getattr(expected_writes, name), tolerance, f"writes of {name}")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=VARIANTS)
+def test_scores_gradients_and_writes_are_those_of_autograd(groups: list[list[Task]], over: dict[str, Any]) -> None:
+    compare(*both_ways(**over), groups, 1e-9)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=VARIANTS)
+def test_and_in_single_precision(groups: list[list[Task]], over: dict[str, Any]) -> None:
+    compare(*both_ways(torch.float32, **over), groups, 1e-4)
+
+
+@pytest.mark.parametrize(("log_prior", "log_precision"), [(-12.0, 0.0), (-20.0, 3.0), (-25.0, 0.0)])
+def test_a_nearly_singular_system_loses_no_more_than_its_condition(log_prior: float, log_precision: float) -> None:
+    item = [Task("ann", ["i1"] * 6, [4.0, 5.0, 3.0, 4.0, 4.0, 5.0], ["i2", "i1"], [2.0, 5.0])]  # one direction is seen, all others are not
+    fast, plain = both_ways()
+    for model in (fast, plain):
+        vector = model.vector.clone()
+        phi = model.of_vector(vector)
+        phi["log_prior"].fill_(log_prior)
+        phi["log_precision"].fill_(log_precision)
+        model.set_vector(vector)
+    condition = 6 * np.exp(log_precision - log_prior) * 10
+    compare(fast, plain, [item], max(1e-9, 1e-15 * condition**1.5))
+
+
+def test_a_task_without_a_posterior_harms_no_other() -> None:
+    fast, _ = both_ways()
+    fine = Task("bob", ["i2"], [1.0], ["i1"], [2.0])
+    expected = adapt(fast, [fine], learning=False).prediction.score
+    fast.item_table.values[fast.item_table.rows["id=i4"]] = torch.nan
+    found = adapt(fast, [fine, Task("ann", ["i4"], [3.0], ["i1"], [2.0])], learning=False)
+    agree(found.prediction.score[0], expected[0], 1e-12, "the other's score")
+    assert found.prediction.score[1].isnan().all()
+    assert found.scores.score[1].tolist() == [3.0]
+
+
+def test_without_learning_the_scores_are_the_same_and_nothing_can_be_differentiated() -> None:
+    fast, _ = both_ways()
+    group = [Task("ann", ["i1", "i2"], [4.0, 2.0], ["i3"], [3.0]), Task("new", [], [], ["i1"], [5.0])]
+    scored = adapt(fast, group, learning=False)
+    assert torch.equal(scored.prediction.score, adapt(fast, group, learning=True).prediction.score)
+    with pytest.raises(AssertionError, match="without learning"):
+        differentiate(fast, scored)
+
+
+def test_groups_go_together_until_they_are_too_many_and_alone_by_autograd() -> None:
+    model = small_model(**CLOSED)
+    assert [(span.start, span.stop) for span in passes(model, [64, 64, 300, 100, 600, 1])] == [(0, 3), (3, 4), (4, 5), (5, 6)]
+    assert list(passes(model, [])) == []
+    assert [(span.start, span.stop) for span in passes(small_model(**PAPER), [3, 2])] == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("over", [PAPER, CLOSED | {"inner_steps": 1}], ids=["paper", "inner steps before the solve"])
+def test_gradient_steps_are_left_to_autograd(over: dict[str, Any]) -> None:
+    assert not small_model(**over).analytic
