@@ -14,7 +14,7 @@ from kafka import errors
 from streaming.errors import AccessRefused, BrokerUnreachable, Fenced, LogError, LogUnavailable, RecordTooLarge, UnknownTopic
 from streaming.kafka.probe import greet
 
-BATCH_BYTES = 65_536
+BATCH_BYTES = 262_144
 """Largest batch of small records that a producer sends; a larger record goes alone. Topics have room for it beside their largest record."""
 
 FENCED = (

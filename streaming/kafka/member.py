@@ -67,7 +67,8 @@ class KafkaMember(Member):
                 **log.client.common(
                     group_id=group,
                     session_timeout_ms=options.session_timeout_ms,
-                    heartbeat_interval_ms=max(50, options.session_timeout_ms // 4),
+                    # The answer to a heartbeat is how a member learns that another has gone; meanwhile the other's partitions wait.
+                    heartbeat_interval_ms=max(50, options.session_timeout_ms // 12),
                     max_poll_interval_ms=options.max_poll_interval_ms,
                     partition_assignment_strategy=[CooperativeStickyAssignor],
                     enable_auto_commit=False,

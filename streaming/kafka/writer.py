@@ -51,6 +51,9 @@ class KafkaWriter(Writer):
                     max_block_ms=options.transaction_timeout_ms,
                     max_request_size=128 * 1024 * 1024,
                     batch_size=BATCH_BYTES,
+                    # Nothing goes before `flush`: else the producer's thread takes the first records of each partition at once, and the
+                    # rest in many small requests, each with a round trip.
+                    linger_ms=1_000,
                     allow_auto_create_topics=False,
                     metrics_enabled=False,
                 )
