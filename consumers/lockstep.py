@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from consumers.requests import Requests
-from streaming.log import TopicPartition
+from streaming.log import TopicPartition, catch_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from consumers.trainer import Trainer
     from consumers.worker import Worker
     from streaming.journal import Journal
-    from streaming.log import Reader, Record
+    from streaming.log import Log, Reader, Record
     from streaming.metrics import StepReport
 
 JOURNAL_EVERY = 64
@@ -86,7 +86,9 @@ def run(
                 if stop:
                     break
                 with system.metrics.stage("poll"):
-                    records = read(reader, min(size, left[tp]), tp)
+                    records = read(system.log, reader, min(size, left[tp]), tp)
+                if not records:
+                    continue  # What was left were marks of the broker's own.
                 worker.tables.advance()
                 if journal is not None:
                     journal.step(tp.partition, records[0].offset, records[-1].offset + 1, len(records))
@@ -120,20 +122,21 @@ def answer(system: System, requests: Requests, positions: dict[int, int]) -> Non
                     system.health.beat()
 
 
-def read(reader: Reader, size: int, tp: TopicPartition) -> list[Record]:
-    """The next ``size`` records of a partition, or all that are left."""
-    records = reader.poll(size, only=[tp])
-    while len(records) < size and (more := reader.poll(size - len(records), only=[tp])):
+def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record]:
+    """The next ``size`` records of a partition, or all that are left now. Raises as `catch_up` does."""
+    records: list[Record] = []
+    while len(records) < size and (more := next(catch_up(log, reader, [tp], at_once=size - len(records)), None)):
         records += more
     return records
 
 
 def fold(trainer: Trainer, worker: Worker) -> None:
     """Let the trainer fold all updates, and the worker take on what comes of them."""
-    while trainer.step():
+    # A broker may not have at hand at once what has just been committed.
+    while trainer.step() or trainer.behind:
         pass
     with worker.metrics.stage("adopt"):
-        worker.versions.advance()
+        worker.versions.catch_up()
 
 
 def note(journal: Journal, system: System, worker: Worker, done: int) -> None:

@@ -95,6 +95,12 @@ class Trainer:
         partitions = [TopicPartition(topics["updates"].name, number) for number in range(topics["updates"].partitions)]
         bounds = log.bounds(partitions)
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
+        self._updates = partitions
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are updates in the log that have not been read."""
+        return any(self._reader.position(tp) < bounds.end for tp, bounds in self.log.bounds(self._updates).items())
 
     def _start(self, tp: TopicPartition, first_kept: int) -> int:
         folded = self.folded.get(tp.partition, 0)

@@ -259,7 +259,7 @@ def test_nothing_is_left_of_a_user_but_id_and_offset(tmp_path: Path) -> None:
         fill(settings, [event("u1", number) for number in range(32)])
         with system.log.reader() as reader:
             reader.assign({TopicPartition("interactions", 0): 96})
-            worker.step(0, lockstep.read(reader, 32, TopicPartition("interactions", 0)), settings.group_id)
+            worker.step(0, lockstep.read(system.log, reader, 32, TopicPartition("interactions", 0)), settings.group_id)
         del leaving
         gc.collect()
         assert holders(worker, ANN) == [ANN], "the marker's key"
