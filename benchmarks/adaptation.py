@@ -9,6 +9,7 @@ made up, of the demo's features, and rate items drawn by a power law; the work d
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -111,12 +112,13 @@ def timed(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, lis
 def measure(work: Work, seconds: float) -> dict[str, Any]:
     """The engine beside the plain model."""
     batches = [tasks(work, np.random.default_rng(seed)) for seed in range(8)]
-    calls, turn = {}, iter(range(1 << 30))
-    for name, analytic in (("engine", True), ("plain", False)):
-        of = model(analytic=analytic)
+
+    def calls(*, analytic: bool) -> Callable[[], None]:
+        of, turn = model(analytic=analytic), itertools.cycle(batches)
         optimiser = Optimiser(of)
-        calls[name] = lambda of=of, optimiser=optimiser: once(of, optimiser, work, batches[next(turn) // 2 % len(batches)])
-    took = timed(calls, seconds)
+        return lambda: once(of, optimiser, work, next(turn))
+
+    took = timed({"engine": calls(analytic=True), "plain": calls(analytic=False)}, seconds)
     rates = {name: work.users / statistics.median(each) for name, each in took.items()}
     return work._asdict() | {"users_per_second": rates, "ratio": rates["engine"] / rates["plain"], "seconds": took}
 

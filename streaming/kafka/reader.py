@@ -64,6 +64,7 @@ class KafkaReader(Reader):
             if position < 0:
                 raise OffsetOutOfRange(f"{tp.topic}/{tp.partition}: position {position} is before the first record")
         self._restrict(frozenset(self._positions.keys() - wanted))
+        self._unpark()
         with self._log.client.told("reading", "READ"):
             try:
                 found = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records)
@@ -74,6 +75,15 @@ class KafkaReader(Reader):
             for records in found.values()
             for record in records
         ]
+
+    def _unpark(self) -> None:
+        """Let go of records that are used up: while it holds them the client does not take back those of a partition that was paused.
+
+        They would never come, and nothing be fetched in their place (kafka-python 3.0.12).
+        """
+        fetcher = self._consumer._fetcher  # noqa: SLF001 - nothing public reaches what is parked there
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:  # noqa: SLF001
+            fetcher._next_partition_records = None  # noqa: SLF001
 
     def _restrict(self, paused: frozenset[TopicPartition]) -> None:
         if paused == self._paused:

@@ -56,6 +56,22 @@ def test_only_restricts_a_poll_and_leaves_the_other_positions(broker: Broker, lo
         reader.poll(1, only=[TopicPartition("nowhere", 0)])
 
 
+def test_partitions_read_by_turns_all_come_to_their_ends(broker: Broker, log: Log) -> None:
+    name = broker.topic(log, 2)
+    tps = [TopicPartition(name, partition) for partition in range(2)]
+    for tp, count in zip(tps, (20, 50), strict=True):
+        fill(log, name, *(b"%d" % number for number in range(count)), partition=tp.partition)
+    reader = log.reader()
+    reader.assign(dict.fromkeys(tps, 0))
+    found: dict[int, list[bytes | None]] = {0: [], 1: []}
+    deadline = time.monotonic() + 10
+    while unread := [tp for tp in tps if reader.position(tp) < log.bounds([tp])[tp].end]:
+        assert time.monotonic() < deadline, f"{unread} stand at {[reader.position(tp) for tp in unread]}"
+        for tp in unread:
+            found[tp.partition] += values(reader.poll(7, timeout=0.5, only=[tp]))
+    assert found == {0: [b"%d" % number for number in range(20)], 1: [b"%d" % number for number in range(50)]}
+
+
 def test_partitions_take_turns_so_that_none_starves(broker: Broker, log: Log) -> None:
     name = broker.topic(log, 3)
     for partition in range(3):
