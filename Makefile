@@ -65,7 +65,8 @@ evaluate: data ## the paper's protocol: the four scenarios of warm and cold user
 kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scores must not change
 	$(BIN)/python -m benchmarks.kill_demo $(ARGS)
 
-bench: $(ENV) ## measure speed: the embedded log
+bench: $(ENV) ## measure speed: adapting and learning, the engine beside the plain model; the embedded log
+	$(BIN)/python -m benchmarks.adaptation
 	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
 
 bench-kafka: data $(PEERS) ## measure end to end on a real Apache Kafka, quixstreams beside it (needs Java 17 and Maven; half an hour)

@@ -56,6 +56,22 @@ def latency(runs: Sequence[Run]) -> str:
     )
 
 
+def adaptation(runs: Sequence[Run]) -> str:
+    """Users a second by the engine and by the plain model, each the median of its repetitions."""
+
+    def cells(run: Run) -> list[str]:
+        rates = run["users_per_second"]
+        return [
+            run["name"],
+            f"{rates['engine']:,.0f}",
+            f"{rates['plain']:,.0f}",
+            f"{run['ratio']:.1f}",
+            f"{len(run['seconds']['engine']):,}",
+        ]
+
+    return table(["", "engine users/s", "plain model users/s", "ratio", "repetitions"], map(cells, runs))
+
+
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its place in the page."""
     measured = json.loads((results / "end-to-end.json").read_text())
@@ -70,6 +86,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "latency": latency(kinds["latency"]),
         "disturbed": latency(kinds["disturbed"]),
         "sustained": latency(kinds["sustained"]),
+        "adaptation": adaptation(json.loads((results / "adaptation.json").read_text())["runs"]),
     }
 
 
