@@ -10,7 +10,6 @@ made up, of the demo's features, and rate items drawn by a power law; the work d
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate, predict
@@ -142,8 +142,7 @@ def main(
     console.print(table)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     machine = versions | {"system": platform.platform(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+    save(results, machine, runs)
     console.print(f"figures: {results}")
 
 

@@ -28,6 +28,7 @@ from prometheus_client import ProcessCollector
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.performance import save
 from consumers.opening import connect, topics_of
 from consumers.processes import Process, Processes
 from consumers.settings import Settings
@@ -276,9 +277,8 @@ def main(
         load = os.getloadavg()[0]
         done.append(case._asdict() | {"name": case.name, "load_before": load} | run(case))
         show(done[-1:])
-        results.parent.mkdir(parents=True, exist_ok=True)
         machine = {"python": platform.python_version(), "system": platform.platform(), "cores": len(os.sched_getaffinity(0))}
-        results.write_bytes(msgspec.json.format(msgspec.json.encode({"machine": machine, "runs": done})) + b"\n")
+        save(results, machine, done)
     show(done)
     console.print(f"figures: {results}")
 

@@ -16,6 +16,25 @@ STAGES = ("poll", "decode", "support", "adapt", "gradient", "encode", "commit", 
 Run = Mapping[str, Any]
 
 
+def save(path: Path, machine: Mapping[str, Any], runs: Sequence[Run]) -> None:
+    """Write what was measured, a run to a line, seconds to the microsecond."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(rounded(run)) for run in runs)
+    path.write_text(f'{{"machine": {json.dumps(machine)},\n"runs": [\n{lines}\n]}}\n')
+
+
+def rounded(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has
+    """The same with six digits after the point."""
+    match value:
+        case float():
+            return round(value, 6)
+        case dict():
+            return {key: rounded(part) for key, part in value.items()}
+        case list() | tuple():
+            return [rounded(part) for part in value]
+    return value
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))

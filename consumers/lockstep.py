@@ -133,8 +133,8 @@ def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record
 def fold(trainer: Trainer, worker: Worker) -> None:
     """Let the trainer fold all updates, and the worker take on what comes of them."""
     # A broker may not have at hand at once what has just been committed.
-    while trainer.step() or trainer.behind:
-        pass
+    while trainer.behind:
+        trainer.step()
     with worker.metrics.stage("adopt"):
         worker.versions.catch_up()
 

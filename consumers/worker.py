@@ -66,20 +66,11 @@ class Group(NamedTuple):
     """Users who write to the memories."""
 
 
-class Lesson(NamedTuple):
-    """A gradient for the trainer."""
-
-    kind: Literal["query", "rehearsal"]
-    gradient: Gradient
-    completes: bool
-    """Whether it completes a meta-update."""
-
-
 class Learned(NamedTuple):
     """What a step made of its events: a score (and its standard deviation) for each, and what the model should learn."""
 
     scores: list[tuple[float, float | None]]
-    lessons: list[Lesson]
+    lessons: list[tuple[Group, Gradient]]
     writes: Writes | None
     writers: int
 
@@ -221,7 +212,9 @@ class Worker:
         of it. ``end`` is the offset after the step's last. A user writes to the memories once in a step, however many of its events are
         in it.
         """
-        groups, learning = self._groups(partition, taken, end), not self.settings.worker.frozen
+        learning = not self.settings.worker.frozen
+        with self.metrics.stage("support"):
+            groups = self._groups(partition, taken, end, learning=learning)
         learned, writes = Learned([], [], None, sum(len(group.writers) for group in groups)), list[Writes | None]()
         for span in passes(self.model, [len(group.tasks) for group in groups]):
             part = groups[span]
@@ -236,14 +229,13 @@ class Worker:
             if learning:
                 with self.metrics.stage("gradient"):
                     gradients, written = differentiate(self.model, adapted, *(group.writers for group in part))
-                learned.lessons.extend(map(Lesson, (group.kind for group in part), gradients, (group.completes for group in part)))
+                learned.lessons.extend(zip(part, gradients, strict=True))
                 writes.append(written)
         return learned._replace(writes=compose(writes))
 
-    def _groups(self, partition: Partition, taken: Sequence[Taken], end: int) -> list[Group]:
+    def _groups(self, partition: Partition, taken: Sequence[Taken], end: int, *, learning: bool) -> list[Group]:
         """The groups of tasks of which each has a gradient: the events by meta-update, and past users after each that is completed."""
-        size, learning = self.settings.trainer.meta_update, not self.settings.worker.frozen
-        groups, written, begun = list[Group](), set[str](), partition.offset
+        size, groups, written, begun = self.settings.trainer.meta_update, list[Group](), set[str](), partition.offset
         for start in range(0, len(taken), size):
             events, rest = taken[start : start + size], taken[start + size :]
             after = rest[0].source[2] if rest else end
@@ -298,9 +290,9 @@ class Worker:
             return messages
         source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
         writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
-        for kind, gradient, completes in learned.lessons:
+        for group, gradient in learned.lessons:
             tensors, rows = gradient_to_wire(gradient)
-            update = Update(kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan, completes)
+            update = Update(group.kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan, group.completes)
             writes = {}
             key = b"%d" % number
             messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, softplus
 
-from model.mamo import Mamo, Prediction
-from model.numbering import bags
+from model.mamo import ACTIVATIONS, Mamo, Prediction
+from model.numbering import bags, in_order
 from model.tasks import Batch
 
 
@@ -79,7 +79,7 @@ class Gradients(NamedTuple):
 def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Solved | None]:
     """Adapt every task to its support and score its query, as `Mamo.forward` does.
 
-    Without ``learning`` there is nothing to go back through.
+    Without ``learning`` there is nothing to go back through, and no adapted w.
     A task whose precision matrix is not positive definite in floating point has NaN for scores and variances.
     """
     settings, phi, memory = model.settings, model.phi, model.memory
@@ -132,13 +132,13 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Sol
     half = torch.linalg.solve_triangular(factor, torch.cat([target[..., None], features.mT], 2), upper=False)
     score = (half[..., :1].mT @ half[..., 1:])[:, 0] - asked[..., -1]
     variance = half[..., 1:].square().sum(1) + 1 / precision
-    # Without learning, too, the adapted w is asked for; only A^-1 x is not.
-    whole = torch.linalg.solve_triangular(factor.mT, half if learning else half[..., :1], upper=True)
-    mean, spread, query = whole[..., 0], whole[..., 1:], asked[..., :-1]
-    prediction = Prediction(score, variance, attention, p_u, [], mixing, mixing, mean, profile_prior[task])
+    prediction = Prediction(score, variance, attention, p_u, [], mixing, mixing, None, profile_prior[task])
     if not learning:
         return prediction, None
-    return prediction, Solved(users, items, mixing, to_user, prior, remembered, known, told_by_item, weight, told, query, mean, spread)
+    whole = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    mean, spread, query = whole[..., 0], whole[..., 1:], asked[..., :-1]
+    kept = Solved(users, items, mixing, to_user, prior, remembered, known, told_by_item, weight, told, query, mean, spread)
+    return prediction._replace(last_layer=mean), kept
 
 
 def outer(known: Tensor) -> Tensor:
@@ -245,20 +245,22 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
 
 def _at_items(batch: Batch, solved: Solved, at_matrix: Tensor, at_vector: Tensor, at_query: Tensor) -> Tensor:
     """The gradient at ``known`` of each item of each group, (J, E), from those at S, at s and at the queries' own (B, q, E)."""
-    size = solved.known.shape[1]
-    rows = embedding(batch.item_of[batch.support_items], solved.known)
-    rows[..., -1] += batch.support_ratings
+    support, size = batch.support, solved.known.shape[1]
+    rows = embedding(batch.item_of[support.padded(support.items)], solved.known)
+    rows[..., -1] += support.padded(support.ratings)
     form = at_matrix.new_zeros(len(at_matrix), size, size)
     form[:, :-1, :-1] = 2 * at_matrix
     form[:, :-1, -1] = form[:, -1, :-1] = at_vector
-    split = rows.shape[0] * rows.shape[1]
-    pulled = rows.new_empty(split + at_query.shape[0] * at_query.shape[1], size)
-    torch.bmm(rows, form, out=pulled[:split].view(rows.shape))
-    pulled[split:] = at_query.flatten(0, 1)
-    weights = pulled.new_ones(len(pulled))
-    weights[batch.support.place] = solved.weight
-    order, starts = batch.by_item
-    return bags(pulled, order, starts, weights[order])
+    padded = rows.shape[0] * rows.shape[1]
+    asked = batch.query_mask.flatten().nonzero()[:, 0]
+    pulled = rows.new_empty(padded + len(asked), size)
+    torch.bmm(rows, form, out=pulled[:padded].view(rows.shape))
+    pulled[padded:] = at_query.flatten(0, 1)[asked]
+    items = torch.cat([support.items, batch.query_items.flatten()[asked]])
+    places = torch.cat([support.place, torch.arange(padded, len(pulled))])
+    weights = torch.cat([solved.weight, pulled.new_ones(len(asked))])
+    order, starts = in_order(items.numpy(), len(batch.item_of))
+    return bags(pulled, places[order], starts, weights[order])
 
 
 def network(theta: list[Tensor], x: Tensor, activation: str) -> Network:
@@ -285,9 +287,6 @@ def back(passed: Network, at: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tens
         weight = passed.weights[layer]
         at = at @ weight.T if weight.dim() == 2 else (weight @ at[..., None])[..., 0]
     return pairs[::-1], at
-
-
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}
 
 
 def slope(activation: str, y: Tensor) -> Tensor:

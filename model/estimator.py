@@ -225,14 +225,14 @@ class MAMORanker(reco.base.Ranker):
         writes: list[Writes | None] = []
         for span in passes(model, [len(tasks) for tasks, _, _ in groups]):
             adapted = adapt(model, *(tasks for tasks, _, _ in groups[span]), learning=True)
-            found, composed = differentiate(model, adapted, *(writers for _, writers, _ in groups[span]))
+            found, made = differentiate(model, adapted, *(writers for _, writers, _ in groups[span]))
             gradients += found
-            writes.append(composed)
-        composed = compose(writes)
-        for gradient, (_, _, completes) in zip(gradients, groups, strict=True):
-            if gradient.finite() and (composed is None or composed.finite()):
-                self._parts.append((gradient, composed))
-            composed = None
+            writes.append(made)
+        # The memory writes go with the first.
+        parts = [(gradient, compose(writes) if place == 0 else None) for place, gradient in enumerate(gradients)]
+        for (gradient, written_with), (_, _, completes) in zip(parts, groups, strict=True):
+            if gradient.finite() and (written_with is None or written_with.finite()):
+                self._parts.append((gradient, written_with))
             if completes and self._parts:
                 self._optimiser.step(total([part for part, _ in self._parts]), compose(part for _, part in self._parts))
                 self._parts = []

@@ -25,6 +25,17 @@ SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
 
 
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}
+
+
+class Support(NamedTuple):
+    """The supports of a batch, padded to the longest: numbers of items, ratings, and 1 where there is an interaction; (B, n) each."""
+
+    items: Tensor
+    ratings: Tensor
+    mask: Tensor
+
+
 class Leaves(NamedTuple):
     """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches."""
 
@@ -165,6 +176,7 @@ class Mamo:
     def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
         """Adapt every task of a batch of one group to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
         settings, phi, memory = self.settings, leaves.phi, self.memory
+        support = Support(*map(batch.support.padded, (batch.support.items, batch.support.ratings, torch.ones_like(batch.support.newer))))
 
         # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).
         p_u = self.users.embed(batch.user_rows, batch.user_weights, leaves.user_values).flatten(1)
@@ -186,7 +198,7 @@ class Mamo:
             fast["mixing"] = mixing[task]
         written = theta_u, mixing
         if settings.inner_steps and settings.local != "none":
-            fast = self._inner_loop(fast, batch, p_u[task], p_i, bias)
+            fast = self._inner_loop(fast, support, p_u[task], p_i, bias)
             if settings.adapts_inner_layers:
                 written = [fast[name] for name in self.user_names], fast.get("mixing")
         if not self.closed_form:
@@ -197,19 +209,19 @@ class Mamo:
         e_u = self._network(fast, "user", settings.layers, p_u[task][:, None])
         prior, profile_prior = self._prior(fast, e_u, attention[task])
         precision = phi["log_precision"].exp()
-        weight = precision * batch.support_mask
+        weight = precision * support.mask
         if "recency" in phi:
-            weight = weight * (1 + batch.newer) ** -softplus(phi["recency"])
-        items, n = torch.cat([batch.support_items, batch.query_items], 1), batch.support_items.shape[1]
+            weight = weight * (1 + batch.support.padded(batch.support.newer)) ** -softplus(phi["recency"])
+        items, n = torch.cat([support.items, batch.query_items], 1), support.items.shape[1]
         x, offset = self._features(fast, e_u, p_i, items), phi["mean"] + bias[items]
-        posterior = Posterior(x[:, :n], batch.support_ratings - offset[:, :n], weight, phi["log_prior"].exp(), prior)
+        posterior = Posterior(x[:, :n], support.ratings - offset[:, :n], weight, phi["log_prior"].exp(), prior)
         on_query, variance = posterior.predict(x[:, n:])
         score = offset[:, n:] + on_query
         return Prediction(score, variance + 1 / precision, attention, p_u, *written, mixing, posterior.mean, profile_prior)
 
     def _network(self, theta: Weights, name: str, layers: int, x: Tensor) -> Tensor:
         """Fully connected layers; weights and biases may have a leading dimension of tasks, which x (B, n, in) then has as well."""
-        act = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}[self.settings.activation]
+        act = ACTIVATIONS[self.settings.activation]
         for layer in range(layers):
             bias = theta[f"{name}.{layer}.bias"]
             x = x @ theta[f"{name}.{layer}.weight"] + (bias[:, None] if bias.dim() > 1 else bias)
@@ -249,7 +261,7 @@ class Mamo:
             return of_profile, of_profile
         return of_profile + fast["gate"] * (attention @ self.memory.weights), of_profile
 
-    def _inner_loop(self, fast: Weights, batch: Batch, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
+    def _inner_loop(self, fast: Weights, support: Support, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
         """Eq. 11. Before a closed form the last layer stands at what the profile predicts of it."""
         settings = self.settings
         heads = ("rating.",) if settings.local == "decision" else ("user.", "item.", "rating.", "mixing")
@@ -261,18 +273,18 @@ class Mamo:
 
         def predict(weights: Weights) -> Tensor:
             if not self.closed_form:
-                return self._rate(weights, p_u, p_i[batch.support_items])
+                return self._rate(weights, p_u, p_i[support.items])
             e_u = self._network(weights, "user", settings.layers, p_u[:, None])
-            x = self._features(weights, e_u, p_i, batch.support_items)
+            x = self._features(weights, e_u, p_i, support.items)
             of_profile, _ = self._prior(weights, e_u, p_u.new_zeros(tasks, len(self.memory.weights)))
-            return weights["mean"] + bias[batch.support_items] + (x @ of_profile[..., None])[..., 0]
+            return weights["mean"] + bias[support.items] + (x @ of_profile[..., None])[..., 0]
 
         return gradient_steps(
             fast,
             names,
             predict,
-            batch.support_ratings,
-            batch.support_mask,
+            support.ratings,
+            support.mask,
             rate=settings.inner_rate,
             steps=settings.inner_steps,
             clip=settings.inner_clip,

@@ -161,8 +161,9 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
 
 def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
     """The numbers of the users who write, in order, each with that of the last of its tasks that has a support."""
-    supported = batch.support_mask[:, 0].tolist()
-    last = {user: task for task, user in enumerate(batch.user_of.tolist()) if supported[task]}
+    # Of two tasks of a user the later one stays.
+    supported = torch.unique(batch.support.place // batch.support.shape[1])
+    last = dict(zip(batch.user_of[supported].tolist(), supported.tolist(), strict=True))
     of_groups = zip(writers, batch.users_of, strict=False)
     return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.numbering import first_seen, first_seen_by_group, in_order, slices
+from model.numbering import first_seen, first_seen_by_group, slices
 from model.profiles import Profiles
 
 
@@ -27,22 +27,28 @@ class Task(NamedTuple):
     query_ratings: Sequence[float]
 
 
-class Interactions(NamedTuple):
-    """The L interactions of all supports of a batch, task after task, without padding."""
+class Supports(NamedTuple):
+    """The L interactions of all supports of a batch, task after task."""
 
     items: Tensor  # (L,)
     ratings: Tensor  # (L,)
-    newer: Tensor  # (L,)
-    place: Tensor  # (L,), where each stands among the B n padded
+    newer: Tensor  # (L,), how many interactions of the support came after
+    place: Tensor  # (L,), where each stands once every task has n places, the longest support's
     starts: Tensor  # (B,), where those of each task begin
+    shape: tuple[int, int]  # B, n
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values (L,) as (B, n), 0 where a support is shorter."""
+        full = values.new_zeros(self.shape)
+        full.view(-1)[self.place] = values
+        return full
 
 
 class Batch(NamedTuple):
-    """B tasks in G groups; n is the longest support, q the longest query. Padding has mask 0, item 0 and rating 0.
+    """B tasks in G groups; q is the longest query. Padding of queries has mask 0, item 0 and rating 0.
 
     Users and items are numbered within their group, group after group, so that what a group teaches can be told apart: U users and J
     items in all. Of these items I are different: ``item_of`` points into ``item_rows`` and ``item_weights``, of shape (I, slots).
-    ``newer`` counts the interactions of the support that came after each.
     """
 
     users: list[str]
@@ -52,16 +58,10 @@ class Batch(NamedTuple):
     item_of: Tensor  # (J,)
     item_rows: Tensor  # (I, slots)
     item_weights: Tensor  # (I, slots)
-    support_items: Tensor  # (B, n)
-    support_ratings: Tensor  # (B, n)
-    support_mask: Tensor  # (B, n)
-    newer: Tensor  # (B, n)
+    support: Supports
     query_items: Tensor  # (B, q)
     query_ratings: Tensor  # (B, q)
     query_mask: Tensor  # (B, q)
-    support: Interactions
-    by_item: tuple[Tensor, Tensor]
-    """The B n places of supports and B q of queries, padding left out, item after item, and where those of each item begin."""
     tasks_of: list[slice]
     """Of each group the tasks; likewise its users and its items."""
     users_of: list[slice]
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
 
 
 def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
-    """Make one batch of groups of tasks, none of them empty, padded to the longest support and query."""
+    """Make one batch of groups of tasks, none of them empty."""
     users.begin()
     items.begin()
     tasks = list(chain.from_iterable(groups))
@@ -84,7 +84,6 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
 
     lengths = np.array([len(task.support_items) for task in tasks])
     queries = np.array([len(task.query_items) for task in tasks])
-    support_mask = np.arange(max(1, lengths.max())) < lengths[:, None]
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
     supported = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
     asked = items.places(list(chain.from_iterable(task.query_items for task in tasks)))
@@ -94,27 +93,23 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     distinct, item_of = first_seen(entries)
     item_rows, item_weights = items.encoded(distinct)
 
-    n, q = support_mask.shape[1], query_mask.shape[1]
-    place, asked_at = np.flatnonzero(support_mask), np.flatnonzero(query_mask)
-    order, starts = in_order(inverse, len(item_of))
-
-    def padded(values: np.ndarray, at: np.ndarray, width: int) -> Tensor:
-        full = np.zeros(len(tasks) * width, values.dtype)
-        full[at] = values
-        return torch.from_numpy(full.reshape(-1, width))
+    def padded(values: np.ndarray) -> Tensor:
+        full = np.zeros(query_mask.shape, values.dtype)
+        full[query_mask] = values
+        return torch.from_numpy(full)
 
     ratings = np.array(list(chain.from_iterable(task.support_ratings for task in tasks)), np.float64)
     query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
-    begin = np.cumsum(lengths) - lengths
-    newer = np.repeat(lengths - 1 + begin, lengths) - np.arange(len(supported))
-    support = Interactions(
+    n, starts = int(max(1, lengths.max())), np.cumsum(lengths) - lengths
+    older = np.arange(len(supported)) - np.repeat(starts, lengths)
+    support = Supports(
         items=torch.from_numpy(inverse[: len(supported)]),
         ratings=torch.from_numpy(ratings).to(dtype),
-        newer=torch.from_numpy(newer).to(dtype),
-        place=torch.from_numpy(place),
-        starts=torch.from_numpy(begin),
+        newer=torch.from_numpy(np.repeat(lengths, lengths) - 1 - older).to(dtype),
+        place=torch.from_numpy(np.repeat(np.arange(len(tasks)) * n, lengths) + older),
+        starts=torch.from_numpy(starts),
+        shape=(len(tasks), n),
     )
-    places = np.concatenate([place, len(tasks) * n + asked_at])
     return Batch(
         users=user_keys,
         user_of=torch.tensor(user_of),
@@ -123,15 +118,10 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_of=torch.from_numpy(item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support_items=padded(inverse[: len(supported)], place, n),
-        support_ratings=padded(ratings, place, n).to(dtype),
-        support_mask=torch.from_numpy(support_mask).to(dtype),
-        newer=padded(newer, place, n).to(dtype),
-        query_items=padded(inverse[len(supported) :], asked_at, q),
-        query_ratings=padded(query_ratings, asked_at, q).to(dtype),
-        query_mask=torch.from_numpy(query_mask).to(dtype),
         support=support,
-        by_item=(torch.from_numpy(places)[order], starts),
+        query_items=padded(inverse[len(supported) :]),
+        query_ratings=padded(query_ratings).to(dtype),
+        query_mask=torch.from_numpy(query_mask).to(dtype),
         tasks_of=slices(sizes.cumsum().tolist()),
         users_of=slices(user_ends),
         items_of=slices(item_ends),

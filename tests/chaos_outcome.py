@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-BEGIN, END = "<!-- runs: written by `python -m tests.chaos --table` -->\n", "<!-- end of runs -->\n"
+from benchmarks.performance import filled
 
 
 @dataclass
@@ -77,10 +77,6 @@ def table(runs: Sequence[Outcome]) -> str:
 
 
 def write_table(source: Path, page: Path) -> None:
-    """Put the tables of the runs in ``source`` between the two marks in ``page``. Raises `ValueError` where these are missing."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} lacks the lines {BEGIN.strip()} and {END.strip()}")
+    """Put the tables of the runs in ``source`` between the marks in ``page``. Raises `ValueError` where these are missing."""
     runs = [Outcome.read(line) for line in source.read_text().splitlines()]
-    page.write_text(f"{before}{BEGIN}\n{table(runs)}\n{END}{after}")
+    page.write_text(filled(page.read_text(), {"runs": f"\n{table(runs)}"}))

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from tests.chaos import Chaos
-from tests.chaos_outcome import BEGIN, END, Outcome, write_table
+from tests.chaos_outcome import Outcome, write_table
 from tests.kafka_cluster import KafkaCluster
 from tests.nursery import Nursery, ended
 from tests.small_runs import small
@@ -39,7 +39,7 @@ def test_a_run_that_broke_anything_has_not_passed(bad: dict[str, object]) -> Non
 
 def test_the_table_of_the_runs_replaces_the_one_before(tmp_path: Path) -> None:
     page, lines = tmp_path / "page.md", tmp_path / "runs.jsonl"
-    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
+    page.write_text("before\n<!-- runs -->\nold\n<!-- end of runs -->\nafter\n")
     one = Outcome(1, 100_000, 3, Counter({"cut": 2, "kill": 1}), seconds=407.04, recovery_seconds=57.6, date="2026-11-24")
     two = Outcome(2, 6000, 3, Counter({"kill": 4}), deaths=["a worker by itself, with 3"], findings=["(a) x"], date="2026-11-25")
     lines.write_text(one.line() + two.line())
@@ -55,7 +55,7 @@ def test_the_table_of_the_runs_replaces_the_one_before(tmp_path: Path) -> None:
     write_table(lines, page)
     assert page.read_text() == text
     page.write_text("no marks")
-    with pytest.raises(ValueError, match="lacks the lines"):
+    with pytest.raises(ValueError, match="no place for runs"):
         write_table(lines, page)
 
 

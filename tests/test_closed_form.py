@@ -167,8 +167,9 @@ def test_recency_weighs_the_newest_rating_most_and_is_a_power_of_the_newer_ones(
     model = small_model(**CLOSED | {"recency": 0.8})
     model.phi["recency"].copy_(torch.tensor([0.8]).expm1().log())
     _, batch = forward(model)
-    assert batch.newer[0, :3].tolist() == [2, 1, 0]
-    assert batch.newer[2, :4].tolist() == [3, 2, 1, 0]
+    newer = batch.support.padded(batch.support.newer)
+    assert newer[0, :3].tolist() == [2, 1, 0]
+    assert newer[2, :4].tolist() == [3, 2, 1, 0]
     forwards = adapt(model, [Task("bob", ["i1", "i2"], [1.0, 5.0], ["i1"], [3.0])], learning=False).scores.score
     backwards = adapt(model, [Task("bob", ["i2", "i1"], [5.0, 1.0], ["i1"], [3.0])], learning=False).scores.score
     assert float(backwards[0, 0]) < float(forwards[0, 0])  # the rating of i1 itself counts for more when it is the newer one
