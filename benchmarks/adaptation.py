@@ -71,11 +71,11 @@ def tasks(work: Work, rng: np.random.Generator) -> list[Task]:
     return made
 
 
-def model(*, analytic: bool) -> Mamo:
+def model(*, plain: bool) -> Mamo:
     """The default model with the demo's features and profiles for everybody."""
     schema = FeatureSchema(**tomllib.loads(DEMO.read_text())["schema"])
     made, rng = Mamo(ModelSettings(), schema, (1.0, 5.0)), np.random.default_rng(1)
-    made.analytic = analytic
+    made.plain = plain
     genres = [f"genre{number}" for number in range(18)]
     for item in range(ITEMS):
         classes = [str(genre) for genre in rng.choice(genres, rng.integers(1, 4), replace=False)]
@@ -113,12 +113,12 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     """The engine beside the plain model."""
     batches = [tasks(work, np.random.default_rng(seed)) for seed in range(8)]
 
-    def calls(*, analytic: bool) -> Callable[[], None]:
-        of, turn = model(analytic=analytic), itertools.cycle(batches)
+    def calls(*, plain: bool) -> Callable[[], None]:
+        of, turn = model(plain=plain), itertools.cycle(batches)
         optimiser = Optimiser(of)
         return lambda: once(of, optimiser, work, next(turn))
 
-    took = timed({"engine": calls(analytic=True), "plain": calls(analytic=False)}, seconds)
+    took = timed({"engine": calls(plain=False), "plain": calls(plain=True)}, seconds)
     rates = {name: work.users / statistics.median(each) for name, each in took.items()}
     return work._asdict() | {"users_per_second": rates, "ratio": rates["engine"] / rates["plain"], "seconds": took}
 

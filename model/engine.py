@@ -282,21 +282,22 @@ def back(passed: Network, at: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tens
     pairs = []
     for layer in reversed(range(len(passed.weights))):
         if layer < len(passed.weights) - 1:
-            at = at * slope(passed.activation, passed.values[layer + 1])
+            at = before(passed.activation, passed.values[layer + 1], at)
         pairs.append((passed.values[layer], at))
         weight = passed.weights[layer]
         at = at @ weight.T if weight.dim() == 2 else (weight @ at[..., None])[..., 0]
     return pairs[::-1], at
 
 
-def slope(activation: str, y: Tensor) -> Tensor:
-    """The derivative of an activation where it gave ``y``."""
+def before(activation: str, y: Tensor, at: Tensor) -> Tensor:
+    """The gradient at what went into an activation, from that at ``y``, which came out of it."""
     match activation:
         case "relu":
-            return (y > 0).to(y.dtype)
+            at_x: Tensor = torch.ops.aten.threshold_backward(at, y, 0.0)
+            return at_x
         case "tanh":
-            return 1 - y.square()
-    return -torch.expm1(-y)
+            return at * (1 - y.square())
+    return at * -torch.expm1(-y)
 
 
 def numbers(groups: list[slice]) -> Tensor:

@@ -80,8 +80,8 @@ class Mamo:
         self.scale = scale
         self.dtype = dtype
         self.closed_form = settings.local == "closed_form"
-        self.analytic = self.closed_form and not settings.inner_steps
-        """Whether `model.engine` adapts and differentiates. If not, `forward` and autograd do: tests and benchmarks set it so."""
+        self.plain = self.closed_form and settings.inner_steps > 0
+        """Whether `forward` and autograd adapt and differentiate, where an engine could: tests and benchmarks set it so."""
         d = settings.embedding_size
         # Where no feature is declared there still is a profile: the embedding of knowing nothing.
         nothing = {"profile": Feature(kind="categorical")}
@@ -114,6 +114,11 @@ class Mamo:
     def tables(self) -> dict[str, Table]:
         """The embedding tables by name."""
         return {"user": self.user_table, "item": self.item_table}
+
+    @property
+    def analytic(self) -> bool:
+        """Whether an engine takes the meta-gradients by hand, and so of many groups at once."""
+        return not self.plain and (self.closed_form or self.settings.order == "first")
 
     def set_vector(self, vector: Tensor) -> None:
         """Set all of phi, given as one vector."""
@@ -193,14 +198,21 @@ class Mamo:
 
         # Fast weights: those of the user where tasks share them, one copy a task where each takes its own gradient steps (Eq. 10).
         task = batch.user_of
-        fast = dict(phi) | {name: theta[task] for name, theta in zip(self.user_names, theta_u, strict=True)}
-        if mixing is not None:
-            fast["mixing"] = mixing[task]
+
+        def of_tasks(theta_u: list[Tensor], mixing: Tensor | None) -> Weights:
+            own = {name: theta[task] for name, theta in zip(self.user_names, theta_u, strict=True)}
+            return own if mixing is None else own | {"mixing": mixing[task]}
+
+        fast = dict(phi) | of_tasks(theta_u, mixing)
         written = theta_u, mixing
         if settings.inner_steps and settings.local != "none":
             fast = self._inner_loop(fast, support, p_u[task], p_i, bias)
             if settings.adapts_inner_layers:
                 written = [fast[name] for name in self.user_names], fast.get("mixing")
+            else:
+                # Nodes of the query's own: what is written of them, in first order, must not pass through the steps of other layers.
+                written = [theta.view_as(theta) for theta in theta_u], None if mixing is None else mixing.view_as(mixing)
+                fast |= of_tasks(*written)
         if not self.closed_form:
             score = self._rate(fast, p_u[task], p_i[batch.query_items])
             return Prediction(score, None, attention, p_u, *written, mixing, None, None)

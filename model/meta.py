@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model import engine
+from model import engine, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
@@ -70,8 +70,8 @@ class Adapted(NamedTuple):
     batch: Batch
     prediction: Prediction
     scores: Scores
-    way: Leaves | engine.Solved | None
-    """How gradients get back: to leaves by autograd, or through what the engine keeps; None where nothing can be differentiated."""
+    way: Leaves | engine.Solved | steps.Stepped | None
+    """How gradients get back: to leaves by autograd, or through what an engine keeps; None where nothing can be differentiated."""
 
 
 PASS_TASKS = 512
@@ -96,9 +96,11 @@ def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
     Without ``learning`` nothing can be differentiated.
     """
     batch = collate(groups, model.users, model.items, model.dtype)
-    way: Leaves | engine.Solved | None
-    if model.analytic:
+    way: Leaves | engine.Solved | steps.Stepped | None
+    if not model.plain and model.closed_form:
         prediction, way = engine.solve(model, batch, learning=learning)
+    elif not model.plain:
+        prediction, way, batch = steps.solve(model, batch, learning=learning)
     else:
         # The inner loop needs gradients of its own, learning or not.
         way, batch = model.leaves(batch, requires_grad=learning or model.settings.inner_steps > 0)
@@ -141,11 +143,13 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
     """
     batch, prediction = adapted.batch, adapted.prediction
     writing = _writing(batch, writers)
+    slopes, users = query_slopes(model.settings, prediction, batch), torch.tensor(list(writing), dtype=torch.int64)
     if isinstance(adapted.way, engine.Solved):
-        slopes = query_slopes(model.settings, prediction, batch)
-        found = engine.gradients(model, batch, adapted.way, *slopes, users=torch.tensor(list(writing), dtype=torch.int64))
+        found = engine.gradients(model, batch, adapted.way, *slopes, users=users)
+    elif isinstance(adapted.way, steps.Stepped) and model.analytic:
+        found = steps.gradients(model, batch, adapted.way, slopes[0], users=users)
     else:
-        found = _by_autograd(model, adapted, list(writing))
+        found = _by_autograd(model, adapted, slopes[0], users)
     queries = batch.query_mask.sum(1)
     gradients = [
         Gradient(
@@ -168,25 +172,33 @@ def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]
     return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
 
 
-def _by_autograd(model: Mamo, adapted: Adapted, users: list[int]) -> engine.Gradients:
-    """What `engine.gradients` finds, of a batch of one group by the graph of `Mamo.forward`."""
-    batch, leaves, prediction = adapted.batch, adapted.way, adapted.prediction
+def _by_autograd(model: Mamo, adapted: Adapted, at_score: Tensor, users: Tensor) -> engine.Gradients:
+    """What `engine.gradients` finds, of a batch of one group by the graph of `Mamo.forward` or of `steps.solve`."""
+    batch, prediction = adapted.batch, adapted.prediction
+    leaves = adapted.way.leaves if isinstance(adapted.way, steps.Stepped) else adapted.way
     assert isinstance(leaves, Leaves), "adapted without learning"  # noqa: S101
-    theta = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if users else []
+    theta = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if len(users) else []
+    if isinstance(adapted.way, steps.Stepped):
+        theta = []
     inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *theta]
     loss = query_loss(model.settings, prediction, batch).sum()
     found = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
     of_users = [found.pop() for _ in theta][::-1]
     of_items, of_user_rows = found.pop(), found.pop()
-    if model.settings.adapts_inner_layers:
-        of_users = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in of_users]
-    of_users = [part[users] for part in of_users]
-    mixing = of_users.pop() if prediction.mixing is not None and users else None
+    theta_u = mixing = None
+    if isinstance(adapted.way, steps.Stepped):
+        theta_u, mixing = steps.writings(model, batch, steps.pull(adapted.way, at_score), users)
+    elif len(users):
+        if model.settings.adapts_inner_layers:
+            of_users = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in of_users]
+        of_users = [part[users] for part in of_users]
+        mixing = None if prediction.mixing is None else of_users.pop()
+        theta_u = torch.cat([part.flatten(1) for part in of_users], 1)
     return engine.Gradients(
         vectors=torch.cat([part.flatten() for part in found])[None],
         user_rows=[(leaves.user_keys, of_user_rows)],
         item_rows=[(leaves.item_keys, of_items)],
-        theta_u=torch.cat([part.flatten(1) for part in of_users], 1) if users else None,
+        theta_u=theta_u,
         mixing=mixing,
     )
 

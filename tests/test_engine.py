@@ -1,4 +1,4 @@
-"""The engine against the specification: autograd through `Mamo.forward`, one group at a time."""
+"""Both engines, of the closed form and of gradient steps, against the specification: autograd through `Mamo.forward`, a group at a time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model import engine
+from model import engine, steps
+from model.adaptation import gradient_steps
 from model.mamo import Mamo
 from model.memory import Writes, compose
 from model.meta import Adapted, Gradient, adapt, differentiate, passes
 from model.tasks import Task
-from tests.model_cases import CLOSED, PAPER, small_model
+from tests.model_cases import CLOSED, PAPER, TASKS, small_model
 
 NAMES = [f"i{number}" for number in range(1, 8)]
 RATINGS = st.sampled_from([1.0, 2.0, 3.5, 4.0, 5.0])
@@ -45,9 +46,26 @@ VARIANTS = st.fixed_dictionaries(
 )
 
 
+STEPS = st.fixed_dictionaries(
+    {
+        "embedding_size": st.sampled_from([1, 2, 5, 12]),
+        "layers": st.integers(1, 3),
+        "rating_layers": st.integers(1, 3),
+        "activation": st.sampled_from(["relu", "tanh", "softplus"]),
+        "memory": st.sampled_from(["both", "feature", "task", "off"]),
+        "local": st.sampled_from(["all", "decision", "none"]),
+        "inner_steps": st.integers(0, 4),
+        "inner_clip": st.sampled_from([0.0, 0.3]),
+        "order": st.sampled_from(["first", "second"]),
+        "centred": st.booleans(),
+    }
+)
+
+
 def both_ways(dtype: torch.dtype = torch.float64, **over: Any) -> tuple[Mamo, Mamo]:  # noqa: ANN401  whatever ModelSettings takes
-    fast, plain = (small_model(dtype=dtype, **CLOSED | over) for _ in range(2))
-    plain.analytic = False
+    base = PAPER if over.get("local", "closed_form") != "closed_form" else CLOSED
+    fast, plain = (small_model(dtype=dtype, **base | over) for _ in range(2))
+    plain.plain = True
     return fast, plain
 
 
@@ -76,24 +94,34 @@ def agree(found: Any, expected: Any, tolerance: float, what: str) -> None:  # no
 
 
 def compare(fast: Mamo, plain: Mamo, groups: list[list[Task]], tolerance: float) -> None:
-    (together,), gradients, writes = taught(fast, groups)
+    adapted, gradients, writes = taught(fast, groups)
     one_by_one, expected, expected_writes = taught(plain, groups)
     assert len(one_by_one) == len(groups) == len(gradients) == len(expected)
-    for tasks_of, alone in zip(together.batch.tasks_of, one_by_one, strict=True):
-        q, mask = alone.batch.query_mask.shape[1], alone.batch.query_mask
-        for name in ("score", "variance"):
-            values = getattr(together.prediction, name)[tasks_of, :q] * mask
-            agree(values, (getattr(alone.prediction, name) * mask).detach(), tolerance, name)
-        agree(together.prediction.last_layer[tasks_of], alone.prediction.last_layer.detach(), tolerance, "adapted w")  # type: ignore[index,union-attr]
-    for gradient, slow in zip(gradients, expected, strict=True):
-        assert gradient.queries == slow.queries
-        parts, slow_parts = fast.of_vector(gradient.vector), plain.of_vector(slow.vector)
+    assert len(adapted) == (1 if fast.analytic else len(groups))
+    together = [
+        (each.prediction, tasks, users) for each in adapted for tasks, users in zip(each.batch.tasks_of, each.batch.users_of, strict=True)
+    ]
+    for (found, tasks_of, users_of), alone in zip(together, one_by_one, strict=True):
+        q, mask, slow = alone.batch.query_mask.shape[1], alone.batch.query_mask, alone.prediction
+        agree(found.score[tasks_of, :q].detach() * mask, (slow.score * mask).detach(), tolerance, "score")
+        agree(found.attention[users_of], slow.attention, tolerance, "attention")
+        assert (found.variance is None, found.last_layer is None) == (slow.variance is None, slow.last_layer is None)
+        if found.variance is not None and slow.variance is not None:
+            agree(found.variance[tasks_of, :q] * mask, (slow.variance * mask).detach(), tolerance, "variance")
+        if found.last_layer is not None and slow.last_layer is not None:
+            agree(found.last_layer[tasks_of], slow.last_layer.detach(), tolerance, "adapted w")
+        assert (found.mixing is None) == (slow.mixing is None)
+        if found.mixing is not None and slow.mixing is not None and fast.settings.adapts_inner_layers:
+            agree(found.mixing[tasks_of].detach(), slow.mixing.detach(), tolerance, "adapted M_uI")
+    for gradient, by_autograd in zip(gradients, expected, strict=True):
+        assert gradient.queries == by_autograd.queries
+        parts, slow_parts = fast.of_vector(gradient.vector), plain.of_vector(by_autograd.vector)
         for name, part in parts.items():
             agree(part, slow_parts[name], tolerance, name)
         for side, rows in gradient.rows.items():
-            assert sorted(rows.keys) == sorted(slow.rows[side].keys)
-            place = {key: number for number, key in enumerate(slow.rows[side].keys)}
-            agree(rows.values, slow.rows[side].values[[place[key] for key in rows.keys]], tolerance, f"rows of {side}")
+            assert sorted(rows.keys) == sorted(by_autograd.rows[side].keys)
+            place = {key: number for number, key in enumerate(by_autograd.rows[side].keys)}
+            agree(rows.values, by_autograd.rows[side].values[[place[key] for key in rows.keys]], tolerance, f"rows of {side}")
     assert (writes is None) == (expected_writes is None)
     if writes is not None and expected_writes is not None:
         for name, part in asdict(writes).items():
@@ -110,6 +138,56 @@ def test_scores_gradients_and_writes_are_those_of_autograd(groups: list[list[Tas
 @given(groups=GROUPS, over=VARIANTS)
 def test_and_in_single_precision(groups: list[list[Task]], over: dict[str, Any]) -> None:
     compare(*both_ways(torch.float32, **over), groups, 1e-4)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=STEPS, padding=st.sampled_from([0, steps.PART_ROWS]))
+def test_gradient_steps_are_those_of_autograd(groups: list[list[Task]], over: dict[str, Any], padding: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "PART_ROWS", padding)  # 0: supports of other lengths go apart wherever that saves anything
+        compare(*both_ways(**over), groups, 1e-9)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=STEPS)
+def test_gradient_steps_in_single_precision(groups: list[list[Task]], over: dict[str, Any]) -> None:
+    compare(*both_ways(torch.float32, **over), groups, 1e-4)
+
+
+@pytest.mark.parametrize("local", ["all", "decision"])
+def test_every_adapted_parameter_is_that_of_autograd(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, plain = both_ways(local=local, embedding_size=12, inner_clip=0.3)
+    kept: dict[str, torch.Tensor] = {}
+
+    def remember(*given: Any, **named: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  whatever gradient_steps takes
+        adapted = gradient_steps(*given, **named)
+        kept.update(adapted)
+        return adapted
+
+    monkeypatch.setattr("model.mamo.gradient_steps", remember)
+    adapt(plain, TASKS, learning=False)
+    way = adapt(fast, TASKS, learning=False).way
+    assert isinstance(way, steps.Stepped)
+    (part,) = way.parts
+    sides = (
+        {"user": part.networks.user, "item": part.networks.item, "rating": part.networks.rating}
+        if local == "all"
+        else {"rating": part.networks.rating}
+    )
+    for side, layers in sides.items():
+        for number, layer in enumerate(layers):
+            weight, bias = layer.dense()
+            agree(weight, kept[f"{side}.{number}.weight"].detach(), 1e-12, f"{side}.{number}.weight")
+            agree(bias, kept[f"{side}.{number}.bias"].detach(), 1e-12, f"{side}.{number}.bias")
+
+
+def test_supports_of_like_length_go_together_where_that_saves_more_than_it_costs() -> None:
+    lengths = torch.tensor([100, 3, 99, 2, *[4] * 10])
+    first, second = steps.alike(lengths)
+    assert first.tolist() == [0, 2]
+    assert second.tolist() == [1, 3, *range(4, 14)]
+    assert [each.tolist() for each in steps.alike(torch.tensor([5, 0, 9]))] == [[0, 1, 2]]
+    assert [len(each) for each in steps.alike(torch.zeros(3, dtype=torch.int64))] == [3]
 
 
 @pytest.mark.parametrize(("log_prior", "log_precision"), [(-12.0, 0.0), (-20.0, 3.0), (-25.0, 0.0), (-30.0, 0.0)])
@@ -156,9 +234,9 @@ def test_groups_go_together_until_they_are_too_many_and_alone_by_autograd() -> N
     model = small_model(**CLOSED)
     assert [(span.start, span.stop) for span in passes(model, [64, 64, 300, 100, 600, 1])] == [(0, 3), (3, 4), (4, 5), (5, 6)]
     assert list(passes(model, [])) == []
-    assert [(span.start, span.stop) for span in passes(small_model(**PAPER), [3, 2])] == [(0, 1), (1, 2)]
+    assert [(span.start, span.stop) for span in passes(small_model(**PAPER | {"order": "second"}), [3, 2])] == [(0, 1), (1, 2)]
+    assert len(list(passes(small_model(**PAPER), [3, 2]))) == 1
 
 
-@pytest.mark.parametrize("over", [PAPER, CLOSED | {"inner_steps": 1}], ids=["paper", "inner steps before the solve"])
-def test_gradient_steps_are_left_to_autograd(over: dict[str, Any]) -> None:
-    assert not small_model(**over).analytic
+def test_inner_steps_before_the_solve_are_left_to_autograd() -> None:
+    assert small_model(**CLOSED | {"inner_steps": 1}).plain

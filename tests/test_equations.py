@@ -65,6 +65,7 @@ def test_eq_3_attention(temperature: float, centred: bool) -> None:
 
 def test_eq_4_7_9_10_what_is_read_from_the_memories() -> None:
     model = small_model(**PAPER | {"inner_steps": 0})
+    model.plain = True
     paper = Paper.of(model)
     prediction, batch = forward(model)
     assert prediction.mixing_read is not None
@@ -76,14 +77,17 @@ def test_eq_4_7_9_10_what_is_read_from_the_memories() -> None:
         close(prediction.mixing_read[number], start["mixing"], 1e-12)
 
 
-def test_eq_11_inner_steps_and_the_scores_after_them(case: tuple[Mamo, Paper]) -> None:
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "engine"])
+def test_eq_11_inner_steps_and_the_scores_after_them(case: tuple[Mamo, Paper], *, plain: bool) -> None:
     model, paper = case
+    model.plain = plain
     prediction, batch = forward(model)
+    assert bool(prediction.theta_u) == plain
     for number, task in enumerate(TASKS):
         theta = paper.adapt(task)
         close(prediction.score[number, : len(task.query_items)], [paper.score(theta, task.user, item) for item in task.query_items])
         at = number if model.settings.adapts_inner_layers else int(batch.user_of[number])
-        for name, found in zip(model.user_names, prediction.theta_u, strict=True):
+        for name, found in zip(model.user_names, prediction.theta_u, strict=plain):
             close(found[at], theta[name])
         if prediction.mixing is not None:
             close(prediction.mixing[at], theta["mixing"])

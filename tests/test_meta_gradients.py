@@ -111,6 +111,7 @@ def test_first_order_gradients_hold_what_adaptation_added_constant(
     settings: dict[str, Any], attention_held: Callable[[Mamo], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = small_model(**settings | {"order": "first"})
+    at.plain = True  # whose steps can be looked into; tests/test_engine.py holds the engine against it
     attention_held(at)
     added: Weights = {}
 
