@@ -47,8 +47,9 @@ class Recommender(torch.nn.Module):
         theta = self.theta
 
         def network(name: str, x: Tensor) -> Tensor:
-            hidden = torch.relu(x @ theta[f"{name}_0_weight"] + theta[f"{name}_0_bias"])
-            return hidden @ theta[f"{name}_1_weight"] + theta[f"{name}_1_bias"]
+            hidden: Tensor = torch.relu(x @ theta[f"{name}_0_weight"] + theta[f"{name}_0_bias"])
+            out: Tensor = hidden @ theta[f"{name}_1_weight"] + theta[f"{name}_1_bias"]
+            return out
 
         e_u, e_i = network("user", p_u), network("item", p_i)
         mixed = torch.cat([e_u.expand_as(e_i), e_i], -1) @ theta["mixing"].T

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from consumers.scoring import rank
+from model.catalogue import Catalogue
 from streaming.codec import encode
 from streaming.deadletters import dead_letter_message
 from streaming.errors import Malformed
@@ -51,6 +52,7 @@ class Requests:
         self._worker = worker
         self._largest = scores_bytes
         self._waiting: dict[int, list[_Waiting]] = {}
+        self._catalogue = Catalogue(worker.model)
         self.topic = worker.topics["requests"]
 
     def start(self, partitions: Collection[int]) -> dict[TopicPartition, int]:
@@ -97,7 +99,7 @@ class Requests:
             asked, letters, reasons = self._decode(due)
         with stage("adapt"):
             support = worker.held[number].support
-            rankings = rank(worker.model, [(request, support.get(request.user)) for _, request in asked])
+            rankings = rank(worker.model, [(request, support.get(request.user)) for _, request in asked], self._catalogue)
         with stage("encode"):
             messages, stale, waits = list[Message](), 0, list[float]()
             for (each, request), ranking in zip(asked, rankings, strict=True):

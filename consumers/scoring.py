@@ -9,6 +9,7 @@ from consumers.system import new_model
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.worker import latest
+from model.catalogue import Catalogue
 from model.meta import predict
 from model.tasks import Task
 from streaming.events import BEST
@@ -54,15 +55,23 @@ class _Open(NamedTuple):
     best: list[ItemScore]
 
 
-def rank(model: Mamo, asked: Sequence[tuple[Request, Support | None]]) -> list[Ranking]:
-    """Answer each request from its user's support set: users in batches, the catalogue in slices. Nothing is learned."""
-    every = catalogue(model) if any(request.items is None for request, _ in asked) else []
+def rank(model: Mamo, asked: Sequence[tuple[Request, Support | None]], catalogue: Catalogue | None = None) -> list[Ranking]:
+    """Answer each request from its user's support set, users in batches. Nothing is learned.
+
+    Of a catalogue, only the items that can be among the best are scored as queries; one that is given is not made anew.
+    """
+    supports = [latest(support) for _, support in asked]
+    every = [number for number, (request, _) in enumerate(asked) if request.items is None]
+    found = (catalogue or Catalogue(model)).candidates(
+        [Task(asked[number][0].user, *supports[number], [], []) for number in every],
+        [(asked[number][0].n or BEST) + (len(supports[number][0]) if asked[number][0].exclude_rated else 0) for number in every],
+    )
+    of_catalogue = dict(zip(every, found, strict=True))
     questions = []
-    for request, support in asked:
-        items, ratings = latest(support)
-        rated = set(items) if request.exclude_rated else set[str]()
-        candidates = [item for item in (every if request.items is None else request.items) if item not in rated]
-        questions.append(_Open(request, (items, ratings), candidates, []))
+    for number, ((request, _), support) in enumerate(zip(asked, supports, strict=True)):
+        rated = set(support[0]) if request.exclude_rated else set[str]()
+        candidates = [item for item in (of_catalogue.get(number) or request.items or ()) if item not in rated]
+        questions.append(_Open(request, support, candidates, []))
     for start in range(0, len(questions), USERS_AT_ONCE):
         _score(model, questions[start : start + USERS_AT_ONCE])
     return [
@@ -86,17 +95,6 @@ def _score(model: Mamo, questions: Sequence[_Open]) -> None:
             # Padding stands behind the query, so the shortest of the three ends the row. Equal scores stand by id, whoever ranks.
             rows = map(ItemScore, score, sd, query)
             question.best[:] = nsmallest(wanted, [*question.best, *rows], key=lambda each: (-each.score, each.item))
-
-
-def catalogue(model: Mamo) -> list[str]:
-    """Every item with a profile, rated or not, and every item that the model version has an id row for."""
-    known = dict.fromkeys(model.items.features)
-    names = [name for name, feature in model.items.schema.items() if feature.kind == "id"]
-    # What was only asked for, or is too new for the version, has a provisional row: an answer must not depend on what was asked before.
-    keys = [key for key in model.item_table.keys if key not in model.item_table.provisional]
-    for name in names:
-        known |= dict.fromkeys(key.removeprefix(f"{name}=") for key in keys if key.startswith(f"{name}="))
-    return list(known)
 
 
 def offline(log: Log, settings: Settings, topics: dict[str, Topic], request: Request) -> tuple[Ranking, int]:

@@ -56,7 +56,8 @@ class Fast:
         y = x @ self.weight
         if self.bias is None:
             return y
-        return y + (self.bias[:, None] if self.bias.dim() > 1 else self.bias)
+        y += self.bias[:, None] if self.bias.dim() > 1 else self.bias
+        return y
 
     def _start_back(self, at: Tensor) -> Tensor:
         # With one number out, a product of matrices is a detour.

@@ -28,6 +28,8 @@ class Profiles:
         self.remember = remember
         self.features: dict[str, Mapping[str, Value]] = {}
         self.refused = 0
+        self.revision = 0
+        """Counts the profiles that were set or dropped."""
         self.spans: list[tuple[int, int]] = []
         start = 0
         for feature in schema.values():
@@ -52,6 +54,7 @@ class Profiles:
 
         Beyond ``remember`` profiles a new one is refused and counted: its owner is served as one without a profile.
         """
+        self.revision += 1
         if features is None:
             self.features.pop(key, None)
             if (place := self._places.pop(key, None)) is not None:

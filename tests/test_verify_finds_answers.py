@@ -11,6 +11,7 @@ import pytest
 
 from consumers.requests import Requests
 from consumers.scoring import Ranking, rank
+from model.catalogue import Catalogue
 from model.mamo import Mamo
 from streaming.events import Request, Support
 from streaming.log import Message
@@ -35,11 +36,11 @@ def refuse_without_a_letter(patch: pytest.MonkeyPatch) -> None:
 
 
 def answer_from_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("consumers.requests.rank", lambda model, asked: rank(model, [(request, None) for request, _ in asked]))
+    patch.setattr("consumers.requests.rank", lambda model, asked, _: rank(model, [(request, None) for request, _ in asked]))
 
 
 def answer_worst_first(patch: pytest.MonkeyPatch) -> None:
-    def worst(model: Mamo, asked: Sequence[tuple[Request, Support | None]]) -> list[Ranking]:
+    def worst(model: Mamo, asked: Sequence[tuple[Request, Support | None]], _: Catalogue) -> list[Ranking]:
         return [ranking._replace(scores=ranking.scores[::-1]) for ranking in rank(model, asked)]
 
     patch.setattr("consumers.requests.rank", worst)

@@ -1,0 +1,222 @@
+"""The best of a catalogue, exactly: every item scored for an adapted user by products with a table of items.
+
+What a user's adaptation changes is few numbers, what an item brings is the same for all users of a model version. In closed form a score is
+mu + b_i + [e_i, 1] T w: one product of a table [e_i, 1, mu + b_i] with a vector of the user's. After gradient steps an item passes through
+the user's own networks; there the first layer is what it was less a few factors, and layers with no activation between are one matrix.
+
+The products only choose. Whoever ranks scores the chosen few as any query is scored, so that an answer has the same numbers as an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import nsmallest
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from model import engine, steps
+from model.fastweights import Fast, Networks
+from model.mamo import ACTIVATIONS, Mamo
+from model.tasks import Task, collate
+
+BLOCK_ITEMS = 16_384
+"""Items that are looked up and passed through shared layers at once."""
+SCORES_AT_ONCE = 16_777_216
+"""Scores held at once, 64 MB: users are taken by as many as fit, at least one."""
+TABLE_BYTES = 268_435_456
+"""What is kept of items between questions; of those past it everything is made anew each time."""
+MARGIN = 1e-4
+"""Of the width of the scale: how far a score from the table may be from the one that the engine finds. Measured: some 1e-7."""
+
+
+class Block(NamedTuple):
+    """Items as one version sees them: in closed form [e_i, 1, mu + b_i], (m, d_e + 2); else p_i (m, d_i) and what layer 0 makes of it."""
+
+    table: Tensor
+    start: Tensor | None
+
+
+class Catalogue:
+    """All items that a model knows of: with a profile, rated or not, or with a row of their own in the model version."""
+
+    def __init__(self, model: Mamo, *, table_bytes: int = TABLE_BYTES) -> None:
+        self.model = model
+        self.keys: list[str] = []
+        self._room = table_bytes
+        self._known: tuple[int, int, int] | None = None
+        self._version: Tensor | None = None
+        self._encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        self._blocks: dict[int, Block] = {}
+
+    def renew(self) -> list[str]:
+        """Take note of what has changed since the last time; returns all keys."""
+        model, items = self.model, self.model.items
+        items.begin()
+        known = items.revision, items.table.known, items.table.layout
+        if known != self._known:
+            self._known, self._encoded, self._version = known, {}, None
+            self.keys = keys(model)
+        if self._version is not model.vector:
+            self._version, self._blocks = model.vector, {}
+        return self.keys
+
+    def candidates(self, tasks: Sequence[Task], wanted: Sequence[int]) -> list[list[str]]:
+        """For each task, without its query, items among which the best so many are, whoever breaks ties by key: a few more than wanted."""
+        if not tasks or not self.renew():
+            return [[] for _ in tasks]
+        if self.model.plain:
+            return [list(self.keys) for _ in tasks]  # No table serves settings that no engine serves.
+        found = []
+        at_once = max(1, SCORES_AT_ONCE // len(self.keys))
+        for start in range(0, len(tasks), at_once):
+            scores = self._scores(tasks[start : start + at_once])
+            found += [self._choose(row, count) for row, count in zip(scores, wanted[start : start + at_once], strict=True)]
+        return found
+
+    def _choose(self, scores: Tensor, wanted: int) -> list[str]:
+        """The items of the best scores (N,), those beyond the scale being equal, and all that are too near to tell."""
+        low, high = self.model.scale
+        margin = MARGIN * (high - low)
+        # Where adaptation diverged every item stands in the middle: `meta.Scores`.
+        scores = scores.nan_to_num(nan=(low + high) / 2, posinf=high + 3 * margin, neginf=low - 3 * margin)
+        scores = scores.clamp(low - 2 * margin, high + 2 * margin)
+        if wanted >= len(scores):
+            return list(self.keys)
+        least = float(scores.topk(wanted).values[-1]) - 2 * margin
+        if least < low:
+            return list(self.keys)
+        places = (scores >= min(least, high - margin)).nonzero()[:, 0]
+        top = scores[places] > high + margin
+        if int(top.sum()) <= wanted:
+            return [self.keys[place] for place in places.tolist()]
+        # All these have the highest score that there is, and of equals the first by key are the best.
+        first = nsmallest(wanted, (self.keys[place] for place in places[top].tolist()))
+        return first + [self.keys[place] for place in places[~top].tolist()]
+
+    @torch.no_grad()
+    def _scores(self, tasks: Sequence[Task]) -> Tensor:
+        """Scores (U, N) of all items for the users of tasks, not yet brought inside the scale."""
+        model = self.model
+        # The query only has to be there.
+        asked = [Task(task.user, task.support_items, task.support_ratings, self.keys[:1], [0.0]) for task in tasks]
+        scores = torch.empty(len(tasks), len(self.keys), dtype=model.dtype)
+        if model.closed_form:
+            self._by_table(asked, scores)
+        else:
+            self._by_networks(asked, scores)
+        return scores
+
+    def _by_table(self, tasks: list[Task], scores: Tensor) -> None:
+        model = self.model
+        batch = collate([tasks], model.users, model.items, model.dtype)
+        _, solved = engine.solve(model, batch, learning=True)
+        assert solved is not None  # noqa: S101  learning
+        own = solved.mean
+        if solved.to_user is not None:
+            own = (solved.to_user[batch.user_of] @ own[..., None])[..., 0]
+        own = pad(own, (0, 1), value=1.0)
+        for place, block in self._all():
+            torch.mm(own, block.table.T, out=scores[:, place])
+
+    def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
+        model = self.model
+        _, stepped, _ = steps.solve(model, collate([tasks], model.users, model.items, model.dtype), learning=False)
+        ways = sorted(
+            (
+                (number, Scorer(part.networks, part.query.user[-1], place))
+                for part in stepped.parts
+                for place, number in enumerate(part.tasks.tolist())
+            ),
+            key=lambda way: way[0],
+        )
+        for place, block in self._all():
+            for number, scorer in ways:
+                scores[number, place] = scorer(block)
+
+    def _all(self) -> Iterator[tuple[slice, Block]]:
+        for start in range(0, len(self.keys), BLOCK_ITEMS):
+            block = self._blocks.get(start)
+            yield slice(start, min(start + BLOCK_ITEMS, len(self.keys))), self._made(start) if block is None else block
+
+    def _made(self, start: int) -> Block:
+        model, items = self.model, self.model.items
+        rows, weights = self._encoded.get(start) or items.encoded(np.array(items.places(self.keys[start : start + BLOCK_ITEMS]), np.int64))
+        embedded = items.embed(rows, weights, items.table.values)
+        layers = [value for name, value in model.phi.items() if name.startswith("item.")]
+        p_i, bias = embedded[..., :-1].flatten(1), embedded[..., -1].sum(1)
+        if model.closed_form:
+            e_i = engine.network(layers, p_i, model.settings.activation).output
+            block = Block(torch.cat([e_i, torch.ones_like(bias)[:, None], (model.phi["mean"] + bias)[:, None]], 1), None)
+        else:
+            block = Block(p_i.contiguous(), torch.addmm(layers[1], p_i, layers[0]))
+        kept = sum(rows.nbytes + weights.nbytes for rows, weights in self._encoded.values())
+        kept += sum(part.nbytes for other in self._blocks.values() for part in other if part is not None)
+        if kept + rows.nbytes + weights.nbytes + sum(part.nbytes for part in block if part is not None) <= self._room:
+            self._encoded[start], self._blocks[start] = (rows, weights), block
+        return block
+
+
+class Scorer:
+    """The way of an item to its score through one task's adapted networks, as few products as there are activations between."""
+
+    def __init__(self, networks: Networks, e_u: Tensor, task: int) -> None:
+        """``e_u`` (B, 1, d_e) are the adapted user embeddings; the task is number ``task`` of these."""
+        self._activation = ACTIVATIONS[networks.activation]
+
+        def own(layer: Fast) -> tuple[Tensor, Tensor]:
+            weight, bias = (
+                value if value is None else value[task] if value.dim() > dims else value
+                for value, dims in zip(layer.dense(), (2, 1), strict=True)
+            )
+            assert weight is not None  # noqa: S101  every layer has one
+            return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
+
+        of_user = networks.joint[0](e_u)[task, 0]
+        weight, bias = own(networks.joint[1])
+        rating = [own(layer) for layer in networks.rating]
+        runs: list[list[tuple[Tensor, Tensor]]] = [[own(layer)] for layer in networks.item]
+        # M_uI is linear and so is what it joins; without it the first rating layer is followed by an activation, if by anything.
+        runs[-1].append((weight, bias + of_user))
+        if networks.mixed:
+            runs[-1].append(rating.pop(0))
+        runs += [[layer] for layer in rating]
+        self._runs = [joined(run) for run in runs]
+        first = networks.item[0]
+        self._factors: tuple[Tensor, Tensor] | None = None
+        if len(networks.item) > 1 and first.learned is not None and first.learned[0].shape[1] <= sum(first.weight.shape[-2:]):
+            self._factors = first.learned[0][task], first.learned[1][task]
+
+    def __call__(self, block: Block) -> Tensor:
+        """Scores (m,) of the items of a block."""
+        runs = self._runs
+        if self._factors is not None and block.start is not None:
+            rows, by = self._factors
+            x = torch.addmm(block.start, block.table @ rows.T + 1, by, alpha=-1)
+        else:
+            x = torch.addmm(runs[0][1], block.table, runs[0][0])
+        for weight, bias in runs[1:]:
+            x = torch.addmm(bias, self._activation(x), weight)
+        return x[:, 0]
+
+
+def joined(run: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The one layer that does what these do one after the other, with no activation between."""
+    weight, bias = run[0]
+    for next_weight, next_bias in run[1:]:
+        weight, bias = weight @ next_weight, bias @ next_weight + next_bias
+    return weight, bias
+
+
+def keys(model: Mamo) -> list[str]:
+    """Every item with a profile, rated or not, and every item that the model version has an id row for."""
+    known = dict.fromkeys(model.items.features)
+    names = [name for name, feature in model.items.schema.items() if feature.kind == "id"]
+    # What was only asked for, or is too new for the version, has a provisional row: an answer must not depend on what was asked before.
+    rows = [key for key in model.item_table.keys if key not in model.item_table.provisional]
+    for name in names:
+        known |= dict.fromkeys(key.removeprefix(f"{name}=") for key in rows if key.startswith(f"{name}="))
+    return list(known)
