@@ -81,15 +81,17 @@ class Catalogue:
         """The items of the best scores (N,), those beyond the scale being equal, and all that are too near to tell."""
         low, high = self.model.scale
         margin = MARGIN * (high - low)
-        # Where adaptation diverged every item stands in the middle: `meta.Scores`.
-        scores = scores.nan_to_num(nan=(low + high) / 2, posinf=high + 3 * margin, neginf=low - 3 * margin)
-        scores = scores.clamp(low - 2 * margin, high + 2 * margin)
         if wanted >= len(scores):
             return list(self.keys)
-        least = float(scores.topk(wanted).values[-1]) - 2 * margin
+        best = scores.topk(wanted).values
+        if not bool(best.isfinite().all()):
+            # Not a number counts as the highest. Where adaptation diverged every item stands in the middle: `meta.Scores`.
+            scores = scores.nan_to_num(nan=(low + high) / 2, posinf=high + 2 * margin, neginf=low)
+            best = scores.topk(wanted).values
+        least = min(float(best[-1]), high) - 2 * margin
         if least < low:
             return list(self.keys)
-        places = (scores >= min(least, high - margin)).nonzero()[:, 0]
+        places = (scores >= least).nonzero()[:, 0]
         top = scores[places] > high + margin
         if int(top.sum()) <= wanted:
             return [self.keys[place] for place in places.tolist()]
