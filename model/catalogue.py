@@ -115,10 +115,9 @@ class Catalogue:
     def _by_table(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
         batch = collate([tasks], model.users, model.items, model.dtype)
-        _, solved = engine.solve(model, batch, learning=True)
-        assert solved is not None  # noqa: S101  learning
+        _, solved = engine.solve(model, batch)
         own = solved.mean
-        if solved.to_user is not None:
+        if len(solved.to_user):
             own = (solved.to_user[batch.user_of] @ own[..., None])[..., 0]
         own = pad(own, (0, 1), value=1.0)
         for place, block in self._all():

@@ -5,8 +5,8 @@
 - The tasks of a user share one network, one matrix T and one prior, so that an item's features are x = T' z of z = [e_i, 1]. What a support
   tells of the last layer is then T' S T with S = Z' N Z, in which items are as all users see them: no task has features of its own.
 - So S is a weighted sum of products z z' of items, each made once, however many supports hold the item; and supports need no padding.
-- One triangular solve of [Z' N r + Lambda w0, queries] gives scores and variances; one more the adapted w and what gradients need.
 - What is summed over a support on the way back is summed by item before anything else is done with it.
+- What is done for each task is compiled (`model.kernels`); what is done once for all users or items is a few products here.
 
 Shapes as in `model.mamo` and `model.tasks`: B tasks in G groups, of U users, L interactions in all supports, q of a query, I different
 items, J counted once for each group, F = d_e + 1, and E = F + 1 with the residual.
@@ -14,15 +14,15 @@ items, J counted once for each group, F = d_e + 1, and E = F + 1 with the residu
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, softplus
 
+from model import kernels
 from model.mamo import ACTIVATIONS, Mamo, Prediction
-from model.numbering import bags, in_order
 from model.tasks import Batch
 
 
@@ -50,16 +50,15 @@ class Solved(NamedTuple):
     users: Network
     items: Network
     mixing: Tensor | None  # (U, d_e, 2 d_e), M_uI
-    to_user: Tensor | None  # (U, F, F), T; None where it is the identity
+    to_user: Tensor  # (U, F, F), T; without rows where it is the identity
     prior: Tensor  # (U, F), w0
     remembered: Tensor | None  # (U, F), what M_w holds for users like these
     known: Tensor  # (I, E), z of each item and what is predicted without x w, negated
-    outer: Tensor  # (I, E (E + 1) / 2 - 1), what z tells, by `outer`
-    weight: Tensor  # (L,), N
-    told: tuple[Tensor, Tensor]  # (B, F, F) and (B, F), Z' N Z and Z' N r
-    query: Tensor  # (B, q, F), z of each query
+    decay: Tensor  # (n,), N of an interaction by how many are newer
+    queries: np.ndarray  # (B,), how many each task has
+    told: Tensor  # (B, F, E), [Z' N Z, Z' N r]
     mean: Tensor  # (B, F), w
-    spread: Tensor  # (B, F, q), A^-1 x of each query
+    spread: Tensor  # (B, q, F), A^-1 x of each query
 
 
 class Gradients(NamedTuple):
@@ -76,10 +75,9 @@ class Gradients(NamedTuple):
 
 
 @torch.no_grad()
-def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Solved | None]:
+def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     """Adapt every task to its support and score its query, as `Mamo.forward` does.
 
-    Without ``learning`` there is nothing to go back through, and no adapted w.
     A task whose precision matrix is not positive definite in floating point has NaN for scores and variances.
     """
     settings, phi, memory = model.settings, model.phi, model.memory
@@ -95,74 +93,64 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Sol
         theta_u = [theta - settings.tau * b.view(-1, *theta.shape) for theta, b in zip(theta_u, shift, strict=True)]
     users = network(theta_u, p_u, settings.activation)
     items = network([phi[name] for name in phi if name.startswith("item.")], item[..., :-1].flatten(1), settings.activation)
-    e_u, mixing, to_user, remembered = users.output, None, None, None
+    e_u, mixing, remembered = users.output, None, None
+    to_user = item.new_zeros(0, d + 1, d + 1)
     profile_prior = prior = torch.addmm(phi["prior.bias"], e_u, phi["prior.weight"])
     if settings.task_memory:
         remembered = attention @ memory.weights
-        prior = prior + phi["gate"] * remembered
+        prior = torch.addcmul(prior, phi["gate"], remembered)
         mixing = (attention @ memory.mixing.flatten(1)).view(-1, d, 2 * d)
         to_user = mixing.new_zeros(len(p_u), d + 1, d + 1)
         to_user[:, :d, :d] = mixing[..., d:].mT
         to_user[:, d, :d] = (mixing[..., :d] @ e_u[..., None])[..., 0]
         to_user[:, d, d] = 1
 
-    # What the supports tell, of items as all users see them.
-    known = item.new_ones(len(item), d + 2)
+    # What is known of items, and how much an interaction tells of them.
+    known = item.new_empty(len(item), d + 2)
     known[:, :d] = items.output
-    known[:, d + 1] = -item[..., -1].sum(1) - phi["mean"]
-    precision = phi["log_precision"].exp()
-    weight = precision.expand(len(batch.support.items))
+    known[:, d] = 1
+    torch.neg(item[..., -1].sum(1) + phi["mean"], out=known[:, d + 1])
+    precision, longest = phi["log_precision"].exp(), batch.support.shape[1]
+    decay = precision.expand(longest).contiguous()
     if "recency" in phi:
-        weight = weight * (1 + batch.support.newer) ** -softplus(phi["recency"])
-    told_by_item = outer(known)
-    a, target = told = moments(batch, known, told_by_item, weight)
+        decay = decay * torch.arange(1, longest + 1, dtype=decay.dtype) ** -softplus(phi["recency"])
 
-    # The last layer of each task, exactly: A = T' S T + Lambda.
-    asked = embedding(batch.item_of[batch.query_items], known)
-    features = asked[..., :-1]
-    if to_user is not None:
-        own = to_user[task]
-        a, target, features = own.mT @ a @ own, (target[:, None] @ own)[:, 0], features @ own
-    prior_precision = phi["log_prior"].exp()
-    factor, failed = torch.linalg.cholesky_ex(a + torch.diag(prior_precision))
-    if bool(failed.any()):
-        # Only features that have diverged come to this: such a task has no posterior, and the others must not suffer.
-        factor = factor.masked_fill((failed > 0)[:, None, None], torch.nan)
-    target = target + (prior_precision * prior)[task]
-    half = torch.linalg.solve_triangular(factor, torch.cat([target[..., None], features.mT], 2), upper=False)
-    score = (half[..., :1].mT @ half[..., 1:])[:, 0] - asked[..., -1]
-    variance = half[..., 1:].square().sum(1) + 1 / precision
-    prediction = Prediction(score, variance, attention, p_u, [], mixing, mixing, None, profile_prior[task])
-    if not learning:
-        return prediction, None
-    whole = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    mean, spread, query = whole[..., 0], whole[..., 1:], asked[..., :-1]
-    kept = Solved(users, items, mixing, to_user, prior, remembered, known, told_by_item, weight, told, query, mean, spread)
-    return prediction._replace(last_layer=mean), kept
-
-
-def outer(known: Tensor) -> Tensor:
-    """The products of each row (I, E) with itself, upper triangle row by row, but for the last one: (I, E (E + 1) / 2 - 1)."""
-    return torch.cat([known[:, place, None] * known[:, place:] for place in range(known.shape[1] - 1)], 1)
+    # The last layer of each task, exactly.
+    count, most = batch.query_items.shape
+    score, variance = item.new_zeros(count, most), item.new_ones(count, most)
+    told, mean = item.new_empty(count, d + 1, d + 2), item.new_empty(count, d + 1)
+    spread = item.new_empty(count, most, d + 1)
+    queries = batch.query_mask.sum(1).to(torch.int64).numpy()
+    kernels.adapt(
+        known=known.numpy(),
+        **_arrays(batch),
+        decay=decay.numpy(),
+        to_user=to_user.numpy(),
+        prior=prior.numpy(),
+        prior_precision=phi["log_prior"].exp().numpy(),
+        queries=queries,
+        noise=float(1 / precision),
+        score=score.numpy(),
+        variance=variance.numpy(),
+        mean=mean.numpy(),
+        spread=spread.numpy(),
+        told=told.numpy(),
+    )
+    solved = Solved(users, items, mixing, to_user, prior, remembered, known, decay, queries, told, mean, spread)
+    return Prediction(score, variance, attention, p_u, [], mixing, mixing, mean, profile_prior[task]), solved
 
 
-def moments(batch: Batch, known: Tensor, by_item: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Z' N Z (B, F, F) and Z' N r (B, F) of each support, where ``weight`` (L,) is N and r the rating plus the last of ``known`` (I, E)."""
-    support, size = batch.support, known.shape[1]
-    items = batch.item_of[support.items]
-    packed = bags(by_item, items, support.starts, weight)
-    rated = bags(known, items, support.starts, weight * support.ratings)
-    full = packed.index_select(1, unpacking(size)).view(len(packed), size - 1, size)
-    return full[..., :-1], full[..., -1] + rated[:, :-1]
-
-
-@cache
-def unpacking(size: int) -> Tensor:
-    """Where the elements of the first size - 1 rows of a symmetric matrix stand among what `outer` gives."""
-    place = torch.zeros(size, size, dtype=torch.int64)
-    left, right = torch.triu_indices(size, size)
-    place[left, right] = place[right, left] = torch.arange(len(left))
-    return place[:-1].flatten()
+def _arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """What both kernels take of a batch."""
+    support = batch.support
+    return {
+        "item_of": batch.item_of.numpy(),
+        "items": support.items.numpy(),
+        "ratings": support.ratings.numpy(),
+        "starts": np.append(support.starts.numpy(), len(support.items)),
+        "user_of": batch.user_of.numpy(),
+        "query_items": batch.query_items.numpy(),
+    }
 
 
 @torch.no_grad()
@@ -172,50 +160,45 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
     With A = T' S T + Lambda, t = T' s + Lambda w0, w = A^-1 t, V = A^-1 X' of queries X: score = x w + ..., variance = x A^-1 x + 1/N.
     So dw = A^-1 (dt - dA w) and d(x A^-1 x) = 2 v dx - v' dA v, of which all that follows is the transpose. ``users`` (W,) write.
     """
-    phi, d, task, count, groups = model.phi, model.settings.embedding_size, batch.user_of, len(batch.users), len(batch.tasks_of)
+    phi, d, count, groups = model.phi, model.settings.embedding_size, len(batch.users), len(batch.tasks_of)
     of_task, of_user, of_item = map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
-    mean, spread, (s_matrix, s_vector) = solved.mean, solved.spread, solved.told
-    into: dict[str, Tensor] = {}
-
-    # At t, A and the features of queries.
-    at_target = (spread @ at_score[..., None])[..., 0]
-    crossed = at_target[..., None] * mean[:, None]
-    at_a = -0.5 * (crossed + crossed.mT) - (spread * at_variance[:, None]) @ spread.mT
-    at_features = at_score[..., None] * mean[:, None] + 2 * at_variance[..., None] * spread.mT
-
-    # At Lambda and w0.
-    prior_precision = phi["log_prior"].exp()
-    of_each = torch.diagonal(at_a, dim1=1, dim2=2) + at_target * solved.prior[task]
-    into["log_prior"] = prior_precision * sums(of_each, of_task, groups)
-    at_prior = prior_precision * sums(at_target, task, count)
-
-    # At T, and from there at S and s, which are of items as all users see them.
-    at_matrix, at_vector, at_query, at_to_user = at_a, at_target, at_features, None
-    if solved.to_user is not None:
-        own = solved.to_user[task]
-        through = own @ at_a
-        at_matrix, at_vector, at_query = through @ own.mT, (own @ at_target[..., None])[..., 0], at_features @ own.mT
-        at_own = 2 * s_matrix @ through + s_vector[..., None] * at_target[:, None]
-        at_to_user = sums(at_own + solved.query.mT @ at_features, task, count)
-
-    # At N, which multiplies what each interaction tells.
-    of_each = (at_matrix * s_matrix).sum((1, 2)) + (at_vector * s_vector).sum(1) - at_variance.sum(1) / phi["log_precision"].exp()
-    into["log_precision"] = sums(of_each[:, None], of_task, groups)
+    known = solved.known
+    at_known, at_prior = known.new_zeros(len(batch.item_of), d + 2), known.new_zeros(count, d + 1)
+    at_to_user, of_group = torch.zeros_like(solved.to_user), known.new_zeros(groups, d + 3)
+    kernels.pull(
+        known=known.numpy(),
+        **_arrays(batch),
+        decay=solved.decay.numpy(),
+        group_of=of_task.numpy(),
+        to_user=solved.to_user.numpy(),
+        prior=solved.prior.numpy(),
+        prior_precision=phi["log_prior"].exp().numpy(),
+        queries=solved.queries,
+        noise=float(1 / phi["log_precision"].exp()),
+        mean=solved.mean.numpy(),
+        spread=solved.spread.numpy(),
+        told=solved.told.numpy(),
+        at_score=at_score.numpy(),
+        at_variance=at_variance.numpy(),
+        at_known=at_known.numpy(),
+        at_to_user=at_to_user.numpy(),
+        at_prior=at_prior.numpy(),
+        of_group=of_group.numpy(),
+    )
+    into = {
+        "log_prior": of_group[:, : d + 1],
+        "log_precision": of_group[:, d + 1 : d + 2],
+        "mean": -sums(at_known[:, -1:], of_item, groups),
+    }
     if "recency" in phi:
-        slower, slower_vector = moments(batch, solved.known, solved.outer, -solved.weight * torch.log1p(batch.support.newer))
-        of_each = (at_matrix * slower).sum((1, 2)) + (at_vector * slower_vector).sum(1)
-        into["recency"] = sums(of_each[:, None], of_task, groups) * torch.sigmoid(phi["recency"])
-
-    # At z and r of each interaction, (z, r)' [[G, g/2], [g/2', 0]] doubled and weighed, and of each query; summed by item.
-    at_known = _at_items(batch, solved, at_matrix, at_vector, torch.cat([at_query, -at_score[..., None]], -1))
-    into["mean"] = -sums(at_known[:, -1:], of_item, groups)
+        into["recency"] = of_group[:, d + 2 :] * torch.sigmoid(phi["recency"])
 
     # Users: the prior, the constant's row of T, and their network.
     e_u, at_mixing = solved.users.output, None
     at_e_u = at_prior @ phi["prior.weight"].T
     into["prior.bias"] = sums(at_prior, of_user, groups)
     into["prior.weight"] = products(e_u, at_prior, batch.users_of)
-    if solved.mixing is not None and solved.remembered is not None and at_to_user is not None:
+    if solved.mixing is not None and solved.remembered is not None:
         into["gate"] = sums(at_prior * solved.remembered, of_user, groups)
         constant = at_to_user[:, d, :d]
         at_e_u = at_e_u + (constant[:, None] @ solved.mixing[..., :d])[:, 0]
@@ -241,26 +224,6 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
         theta_u=torch.cat(theta, 1) if len(users) else None,
         mixing=at_mixing,
     )
-
-
-def _at_items(batch: Batch, solved: Solved, at_matrix: Tensor, at_vector: Tensor, at_query: Tensor) -> Tensor:
-    """The gradient at ``known`` of each item of each group, (J, E), from those at S, at s and at the queries' own (B, q, E)."""
-    support, size = batch.support, solved.known.shape[1]
-    rows = embedding(batch.item_of[support.padded(support.items)], solved.known)
-    rows[..., -1] += support.padded(support.ratings)
-    form = at_matrix.new_zeros(len(at_matrix), size, size)
-    form[:, :-1, :-1] = 2 * at_matrix
-    form[:, :-1, -1] = form[:, -1, :-1] = at_vector
-    padded = rows.shape[0] * rows.shape[1]
-    asked = batch.query_mask.flatten().nonzero()[:, 0]
-    pulled = rows.new_empty(padded + len(asked), size)
-    torch.bmm(rows, form, out=pulled[:padded].view(rows.shape))
-    pulled[padded:] = at_query.flatten(0, 1)[asked]
-    items = torch.cat([support.items, batch.query_items.flatten()[asked]])
-    places = torch.cat([support.place, torch.arange(padded, len(pulled))])
-    weights = torch.cat([solved.weight, pulled.new_ones(len(asked))])
-    order, starts = in_order(items.numpy(), len(batch.item_of))
-    return bags(pulled, places[order], starts, weights[order])
 
 
 def network(theta: list[Tensor], x: Tensor, activation: str) -> Network:

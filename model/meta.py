@@ -98,7 +98,8 @@ def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
     batch = collate(groups, model.users, model.items, model.dtype)
     way: Leaves | engine.Solved | steps.Stepped | None
     if not model.plain and model.closed_form:
-        prediction, way = engine.solve(model, batch, learning=learning)
+        prediction, solved = engine.solve(model, batch)
+        way = solved if learning else None
     elif not model.plain:
         prediction, way, batch = steps.solve(model, batch, learning=learning)
     else:

@@ -1,0 +1,335 @@
+"""The arithmetic of the closed form as loops, compiled by Numba: what a task needs stays in the processor's first cache.
+
+Written as batched tensor operations the same is some hundred calls on arrays of a few kilobytes, each slower than the work it does. Arrays
+are numpy's, of one floating type throughout. Shapes as in `model.engine`: B tasks, L interactions, q, I and J items, F and E = F + 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.floating]
+    Numbers = NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def outer(known: Floats) -> Floats:
+    """The products of each row (I, E) with itself, upper triangle row by row but for the last one: (I, E (E + 1) / 2 - 1)."""
+    items, size = known.shape
+    packed = np.empty((items, size * (size + 1) // 2 - 1), known.dtype)
+    for item in range(items):
+        at = 0
+        for i in range(size - 1):
+            for j in range(i, size):
+                packed[item, at] = known[item, i] * known[item, j]
+                at += 1
+    return packed
+
+
+@njit(cache=True, nogil=True)
+def adapt(
+    known: Floats,
+    item_of: Numbers,
+    items: Numbers,
+    ratings: Floats,
+    starts: Numbers,
+    decay: Floats,
+    user_of: Numbers,
+    to_user: Floats,
+    prior: Floats,
+    prior_precision: Floats,
+    query_items: Numbers,
+    queries: Numbers,
+    noise: float,
+    score: Floats,
+    variance: Floats,
+    mean: Floats,
+    spread: Floats,
+    told: Floats,
+) -> None:
+    """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries.
+
+    ``starts`` (B + 1,) bounds the interactions of each task in ``items`` (L,), numbers into ``item_of``, and ``ratings``; ``decay`` (n,) is N
+    by how many are newer. ``to_user`` (U, F, F) is T, or has no rows where it is the identity. ``queries`` (B,) counts the queries of each
+    task. Fills ``score`` and ``variance`` (B, q), ``mean`` (B, F), ``spread`` (B, q, F), A^-1 x, and ``told`` (B, F, E), [S, s].
+    A task whose precision matrix is not positive definite gets NaN.
+    """
+    size = known.shape[1]
+    f = size - 1
+    packed = outer(known)
+    width = packed.shape[1]
+    most = query_items.shape[1]
+    row = np.empty(width, known.dtype)
+    rated = np.empty(f, known.dtype)
+    a = np.empty((f, f), known.dtype)
+    own = np.empty((f, f), known.dtype)
+    # The right-hand sides: t, and each query's features.
+    sides = np.empty((1 + most, f), known.dtype)
+    for task in range(len(starts) - 1):
+        user = user_of[task]
+        row[:] = 0
+        rated[:] = 0
+        for place in range(starts[task], starts[task + 1]):
+            item = item_of[items[place]]
+            weight = decay[starts[task + 1] - 1 - place]
+            by_rating = weight * ratings[place]
+            products, z = packed[item], known[item]
+            for k in range(width):
+                row[k] += weight * products[k]
+            for k in range(f):
+                rated[k] += by_rating * z[k]
+        s = told[task]
+        at = 0
+        for i in range(f):
+            for j in range(i, f):
+                s[i, j] = row[at]
+                s[j, i] = row[at]
+                at += 1
+            s[i, f] = row[at] + rated[i]
+            at += 1
+
+        asked = queries[task]
+        if len(to_user):
+            t = to_user[user]
+            for i in range(f):
+                for j in range(f):
+                    own[i, j] = 0
+                for k in range(f):
+                    by = s[i, k]
+                    for j in range(f):
+                        own[i, j] += by * t[k, j]
+            a[:] = 0
+            sides[: 1 + asked] = 0
+            for k in range(f):
+                for i in range(f):
+                    by = t[k, i]
+                    for j in range(f):
+                        a[i, j] += by * own[k, j]
+                by = s[k, f]
+                for j in range(f):
+                    sides[0, j] += by * t[k, j]
+                for query in range(asked):
+                    by = known[item_of[query_items[task, query]], k]
+                    for j in range(f):
+                        sides[1 + query, j] += by * t[k, j]
+        else:
+            for i in range(f):
+                for j in range(f):
+                    a[i, j] = s[i, j]
+                sides[0, i] = s[i, f]
+            for query in range(asked):
+                z = known[item_of[query_items[task, query]]]
+                for j in range(f):
+                    sides[1 + query, j] = z[j]
+        for i in range(f):
+            a[i, i] += prior_precision[i]
+            sides[0, i] += prior_precision[i] * prior[user, i]
+
+        # A = R' R, and R'^-1 of the right-hand sides on the way.
+        fine = True
+        for k in range(f):
+            if not a[k, k] > 0:
+                fine = False
+                break
+            inverse = known.dtype.type(1) / math.sqrt(a[k, k])
+            for j in range(k, f):
+                a[k, j] *= inverse
+            for side in range(1 + asked):
+                sides[side, k] *= inverse
+            for i in range(k + 1, f):
+                by = a[k, i]
+                for j in range(i, f):
+                    a[i, j] -= by * a[k, j]
+            for side in range(1 + asked):
+                by = sides[side, k]
+                for j in range(k + 1, f):
+                    sides[side, j] -= by * a[k, j]
+        if not fine:
+            score[task] = np.nan
+            variance[task] = np.nan
+            mean[task] = np.nan
+            spread[task] = np.nan
+            continue
+        for query in range(asked):
+            on_query, squared = known.dtype.type(0), known.dtype.type(0)
+            for k in range(f):
+                on_query += sides[0, k] * sides[1 + query, k]
+                squared += sides[1 + query, k] * sides[1 + query, k]
+            score[task, query] = on_query - known[item_of[query_items[task, query]], f]
+            variance[task, query] = squared + noise
+        # R^-1 of what has come of them.
+        for k in range(f - 1, -1, -1):
+            inverse = known.dtype.type(1) / a[k, k]
+            for side in range(1 + asked):
+                by = sides[side, k]
+                for j in range(k + 1, f):
+                    by -= a[k, j] * sides[side, j]
+                sides[side, k] = by * inverse
+        for k in range(f):
+            mean[task, k] = sides[0, k]
+        for query in range(asked):
+            for k in range(f):
+                spread[task, query, k] = sides[1 + query, k]
+
+
+@njit(cache=True, nogil=True)
+def pull(
+    known: Floats,
+    item_of: Numbers,
+    items: Numbers,
+    ratings: Floats,
+    starts: Numbers,
+    decay: Floats,
+    user_of: Numbers,
+    group_of: Numbers,
+    to_user: Floats,
+    prior: Floats,
+    prior_precision: Floats,
+    query_items: Numbers,
+    queries: Numbers,
+    noise: float,
+    mean: Floats,
+    spread: Floats,
+    told: Floats,
+    at_score: Floats,
+    at_variance: Floats,
+    at_known: Floats,
+    at_to_user: Floats,
+    at_prior: Floats,
+    of_group: Floats,
+) -> None:
+    """Add up the gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), from what `adapt` was given and found.
+
+    Into ``at_known`` (J, E), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
+    precision, and at minus the exponent of recency.
+    """
+    size = known.shape[1]
+    f = size - 1
+    at_a = np.empty((f, f), known.dtype)
+    through = np.empty((f, f), known.dtype)
+    at_own = np.empty((f, f), known.dtype)
+    matrix = np.empty((f, f), known.dtype)
+    across = np.empty((f, f), known.dtype)
+    target = np.empty(f, known.dtype)
+    vector = np.empty(f, known.dtype)
+    features = np.empty(f, known.dtype)
+    pulled = np.empty(f, known.dtype)
+    two = known.dtype.type(2)
+    half = known.dtype.type(0.5)
+    for task in range(len(starts) - 1):
+        user, group, s, w = user_of[task], group_of[task], told[task], mean[task]
+        asked = queries[task]
+        target[:] = 0
+        for query in range(asked):
+            by = at_score[task, query]
+            for k in range(f):
+                target[k] += by * spread[task, query, k]
+        for i in range(f):
+            for j in range(f):
+                at_a[i, j] = -half * (target[i] * w[j] + w[i] * target[j])
+        at_precision = known.dtype.type(0)
+        for query in range(asked):
+            by = at_variance[task, query]
+            at_precision -= by * noise
+            v = spread[task, query]
+            for i in range(f):
+                scaled = by * v[i]
+                for j in range(f):
+                    at_a[i, j] -= scaled * v[j]
+        for k in range(f):
+            of_group[group, k] += prior_precision[k] * (at_a[k, k] + target[k] * prior[user, k])
+            at_prior[user, k] += prior_precision[k] * target[k]
+
+        # From here on of items as all users see them: through T.
+        if len(to_user):
+            t = to_user[user]
+            vector[:] = 0
+            for i in range(f):
+                for j in range(f):
+                    across[j, i] = t[i, j]
+            for i in range(f):
+                for j in range(f):
+                    through[i, j] = 0
+                    matrix[i, j] = 0
+                for k in range(f):
+                    by = t[i, k]
+                    for j in range(f):
+                        through[i, j] += by * at_a[k, j]
+                by = target[i]
+                for j in range(f):
+                    vector[j] += by * across[i, j]
+                for k in range(f):
+                    by = through[i, k]
+                    for j in range(f):
+                        matrix[i, j] += by * across[k, j]
+            for i in range(f):
+                by = s[i, f]
+                for j in range(f):
+                    at_own[i, j] = by * target[j]
+                for k in range(f):
+                    by = two * s[i, k]
+                    for j in range(f):
+                        at_own[i, j] += by * through[k, j]
+        else:
+            matrix[:] = at_a
+            vector[:] = target
+        for i in range(f):
+            at_precision += vector[i] * s[i, f]
+            for j in range(f):
+                at_precision += matrix[i, j] * s[i, j]
+        of_group[group, f] += at_precision
+
+        for query in range(asked):
+            item = query_items[task, query]
+            z = known[item_of[item]]
+            for k in range(f):
+                features[k] = at_score[task, query] * w[k] + two * at_variance[task, query] * spread[task, query, k]
+            into = at_known[item]
+            if len(to_user):
+                for i in range(f):
+                    by = features[i]
+                    for k in range(f):
+                        into[k] += by * across[i, k]
+                    by = z[i]
+                    for j in range(f):
+                        at_own[i, j] += by * features[j]
+            else:
+                for k in range(f):
+                    into[k] += features[k]
+            into[f] -= at_score[task, query]
+        if len(to_user):
+            for i in range(f):
+                for j in range(f):
+                    at_to_user[user, i, j] += at_own[i, j]
+
+        # The derivative of N (z' M z + r v' z) by z, by r, and by the exponent of recency in N.
+        at_recency = known.dtype.type(0)
+        for place in range(starts[task], starts[task + 1]):
+            item = items[place]
+            z = known[item_of[item]]
+            newer = starts[task + 1] - 1 - place
+            weight, residual = decay[newer], ratings[place] + z[f]
+            pulled[:] = 0
+            for k in range(f):
+                by = z[k]
+                for j in range(f):
+                    pulled[j] += by * matrix[k, j]
+            square, straight = known.dtype.type(0), known.dtype.type(0)
+            for k in range(f):
+                square += z[k] * pulled[k]
+                straight += z[k] * vector[k]
+            into = at_known[item]
+            by = weight * residual
+            for k in range(f):
+                into[k] += two * weight * pulled[k] + by * vector[k]
+            into[f] += weight * straight
+            if newer:
+                at_recency -= weight * math.log1p(newer) * (square + residual * straight)
+        of_group[group, f + 1] += at_recency
