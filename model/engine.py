@@ -147,7 +147,7 @@ def _arrays(batch: Batch) -> dict[str, np.ndarray]:
         "item_of": batch.item_of.numpy(),
         "items": support.items.numpy(),
         "ratings": support.ratings.numpy(),
-        "starts": np.append(support.starts.numpy(), len(support.items)),
+        "starts": support.bounds.numpy(),
         "user_of": batch.user_of.numpy(),
         "query_items": batch.query_items.numpy(),
     }

@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model import engine, steps
+from model import engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
@@ -300,13 +301,11 @@ class Optimiser:
             rows = table.admit(part.keys)
             # Keys past the table's bound share a row, and their gradients add up.
             place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-            at = torch.tensor(list(place), dtype=torch.int64)
-            summed = part.values * scale
+            summed = part.values
             if len(place) < len(rows):
                 into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
-                summed = summed.new_zeros(len(at), table.width).index_add_(0, into, summed)
-            moments = self.moments_of(name)
-            table.values[at], moments[at] = self._follow_rows(table.values[at], summed, moments[at], self.row_decays[name])
+                summed = summed.new_zeros(len(place), table.width).index_add_(0, into, summed)
+            self._follow_rows(name, np.fromiter(place, np.int64, len(place)), summed, scale)
             changed[name] = [table.keys[row] for row in place]
         if writes is not None:
             model.memory = writes.apply(model.memory)
@@ -329,22 +328,13 @@ class Optimiser:
         unbiased = (second / (1 - b2**self.count)).sqrt() + 1e-8
         return value - self.rates / (1 - b1**self.count) * first / unbiased
 
-    def _follow_rows(self, value: Tensor, gradient: Tensor, moments: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-        """Rows (m, width) and their moments (m, width + 1) after a step."""
-        settings, b2 = self.model.settings, self.betas[1]
-        rate = settings.row_rate
+    def _follow_rows(self, name: str, rows: np.ndarray, gradient: Tensor, scale: float) -> None:
+        """Move ``rows`` (m,) of a table along their gradient (m, width) times ``scale``."""
+        settings, values, decay = self.model.settings, self.model.tables[name].values, self.row_decays[name]
         if settings.optimiser == "sgd":
-            return value - rate * (gradient + decay * value), moments
-        second, touched = moments[:, :-1], moments[:, -1:]
-        waited = (self.count - touched) % CLOCK
-        second = second * b2**waited
-        known = touched > 0
-        # While it waited, decay pulled by rate * decay * value / sqrt(second) a step, and by rate at the most, as Adam's steps are bounded.
-        before = (second / (1 - b2**self.count)).sqrt()
-        pull = torch.minimum(rate * decay * waited / (before + 1e-8), torch.ones_like(before)) * value.abs()
-        pull = torch.minimum(pull, rate * waited) * known
-        value = value - pull * value.sign()
-        second = second + (1 - b2) * gradient.square()
-        step = rate * gradient / ((second / (1 - b2**self.count)).sqrt() + 1e-8)
-        stamp = torch.full_like(touched, self.count % CLOCK)
-        return value - step, torch.cat([second, stamp], 1)
+            old = values[rows]
+            values[rows] = old - settings.row_rate * (gradient * scale + decay * old)
+            return
+        moments = self.moments_of(name).numpy()
+        known = gradient.contiguous().numpy(), scale, settings.row_rate, decay, self.betas[1]
+        kernels.follow(values.numpy(), moments, rows, *known, self.count, CLOCK)

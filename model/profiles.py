@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import kernels
 from model.features import Entry, Value, encode
-from model.numbering import bags, first_seen_by_group, in_order, slices
+from model.numbering import bags, slices
 from model.settings import Feature
 from model.tables import Table
 
@@ -36,10 +37,9 @@ class Profiles:
             self.spans.append((start, start + feature.slots))
             start += feature.slots
         self.slots = start
-        self._feature_of = torch.tensor([number for number, (low, high) in enumerate(self.spans) for _ in range(low, high)])
+        self._feature_of = np.array([number for number, (low, high) in enumerate(self.spans) for _ in range(low, high)])
         self._starts = torch.tensor([low for low, _ in self.spans])
-        self._first_of = torch.zeros(start, dtype=torch.bool)
-        self._first_of[self._starts] = True
+        self._first_of = np.diff(self._feature_of, prepend=-1) > 0
         self._forget()
 
     def _forget(self) -> None:
@@ -119,13 +119,17 @@ class Profiles:
 
         ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
         """
-        # A slot without a value repeats the first of its feature at weight 0, so that leaving it out leaves no row out.
-        used = (weights != 0) | self._first_of
-        entry, slot = used[member].nonzero(as_tuple=True)
-        place = member[entry]
-        distinct, index, ends = first_seen_by_group(group[entry].numpy(), rows[place, slot].numpy(), groups)
-        order, starts = in_order(index, len(distinct))
-        source = entry * len(self.spans) + self._feature_of[slot]
-        summed = bags(at.flatten(0, 1), source[order], starts, weights[place, slot][order].to(at.dtype))
+        distinct, summed, ends = kernels.scatter(
+            rows.numpy(),
+            weights.numpy(),
+            self._first_of,
+            self._feature_of,
+            member.numpy(),
+            group.numpy(),
+            at.contiguous().numpy(),
+            groups,
+            len(self.table.values),
+        )
         keys = [self.table.keys[number] for number in distinct.tolist()]
-        return [(keys[of], summed[of]) for of in slices(ends)]
+        values = torch.from_numpy(summed)
+        return [(keys[of], values[of]) for of in slices(ends.tolist())]

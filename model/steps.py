@@ -69,7 +69,7 @@ def _solve(
         mixing = (attention @ memory.mixing.flatten(1)).view(-1, *memory.mixing.shape[1:])  # Eq. 7
     support = batch.support
     items, ratings, mask = map(support.padded, (batch.item_of[support.items], support.ratings, torch.ones_like(support.ratings)))
-    lengths = torch.diff(support.starts, append=support.starts.new_tensor([len(support.items)]))
+    lengths = torch.diff(support.bounds)
     parts = []
     for tasks in alike(lengths):
         n = max(1, int(lengths[tasks].max()))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.numbering import first_seen, first_seen_by_group, slices
+from model import kernels
+from model.numbering import slices
 from model.profiles import Profiles
 
 
@@ -34,7 +35,7 @@ class Supports(NamedTuple):
     ratings: Tensor  # (L,)
     newer: Tensor  # (L,), how many interactions of the support came after
     place: Tensor  # (L,), where each stands once every task has n places, the longest support's
-    starts: Tensor  # (B,), where those of each task begin
+    bounds: Tensor  # (B + 1,), where those of each task begin, and the last end
     shape: tuple[int, int]  # B, n
 
     def padded(self, values: Tensor) -> Tensor:
@@ -85,12 +86,11 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     lengths = np.array([len(task.support_items) for task in tasks])
     queries = np.array([len(task.query_items) for task in tasks])
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-    supported = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
-    asked = items.places(list(chain.from_iterable(task.query_items for task in tasks)))
-    group_of = np.repeat(np.arange(len(groups)), sizes)
-    group_of = np.concatenate([np.repeat(group_of, lengths), np.repeat(group_of, queries)])
-    entries, inverse, item_ends = first_seen_by_group(group_of, np.array(supported + asked, np.int64), len(groups))
-    distinct, item_of = first_seen(entries)
+    places = items.places(list(chain(*(task.support_items for task in tasks), *(task.query_items for task in tasks))))
+    values = np.array(places, np.int64)
+    supported, asked, item_of, distinct, item_ends, starts = kernels.number(
+        values, lengths, queries, sizes, int(values.max(initial=-1)) + 1
+    )
     item_rows, item_weights = items.encoded(distinct)
 
     def padded(values: np.ndarray) -> Tensor:
@@ -100,14 +100,14 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
 
     ratings = np.array(list(chain.from_iterable(task.support_ratings for task in tasks)), np.float64)
     query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
-    n, starts = int(max(1, lengths.max())), np.cumsum(lengths) - lengths
-    older = np.arange(len(supported)) - np.repeat(starts, lengths)
+    n, task_of = int(max(1, lengths.max())), np.repeat(np.arange(len(tasks)), lengths)
+    older = np.arange(len(supported)) - starts[task_of]
     support = Supports(
-        items=torch.from_numpy(inverse[: len(supported)]),
+        items=torch.from_numpy(supported),
         ratings=torch.from_numpy(ratings).to(dtype),
-        newer=torch.from_numpy(np.repeat(lengths, lengths) - 1 - older).to(dtype),
-        place=torch.from_numpy(np.repeat(np.arange(len(tasks)) * n, lengths) + older),
-        starts=torch.from_numpy(starts),
+        newer=torch.from_numpy(lengths[task_of] - 1 - older).to(dtype),
+        place=torch.from_numpy(task_of * n + older),
+        bounds=torch.from_numpy(starts),
         shape=(len(tasks), n),
     )
     return Batch(
@@ -119,10 +119,10 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
         support=support,
-        query_items=padded(inverse[len(supported) :]),
+        query_items=padded(asked),
         query_ratings=padded(query_ratings).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),
         tasks_of=slices(sizes.cumsum().tolist()),
         users_of=slices(user_ends),
-        items_of=slices(item_ends),
+        items_of=slices(item_ends.tolist()),
     )

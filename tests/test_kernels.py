@@ -1,0 +1,78 @@
+"""The compiled loops that number, scatter and follow, against the same in a few lines. `adapt` and `pull`: tests/test_engine.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import kernels
+from model.meta import CLOCK
+
+TASKS = st.lists(
+    st.tuples(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=5
+)
+
+
+@given(st.lists(TASKS, min_size=1, max_size=4))
+def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: list[list[tuple[list[int], list[int]]]]) -> None:
+    tasks = [task for group in groups for task in group]
+    values = np.array([value for support, _ in tasks for value in support] + [value for _, query in tasks for value in query], np.int64)
+    lengths, queries = (np.array([len(task[part]) for task in tasks]) for part in (0, 1))
+    sizes = np.array([len(group) for group in groups])
+    of_support, of_query, kind, distinct, ends, starts = kernels.number(values, lengths, queries, sizes, 10)
+    expected = [list(dict.fromkeys(value for support, query in group for value in support + query)) for group in groups]
+    assert distinct[kind].tolist() == [value for part in expected for value in part]
+    assert distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
+    assert ends.tolist() == np.cumsum([len(part) for part in expected]).tolist()
+    assert starts.tolist() == [0, *np.cumsum(lengths).tolist()]
+    found = np.concatenate([of_support, of_query])
+    assert distinct[kind[found]].tolist() == values.tolist()
+    group_of = np.repeat(np.arange(len(groups)), sizes)
+    of_group = np.concatenate([np.repeat(group_of, lengths), np.repeat(group_of, queries)])
+    assert (np.searchsorted(ends, found, side="right") == of_group).all()
+
+
+@given(st.data())
+def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    feature_of = np.array([0, 1, 1, 1, 2])
+    first = np.array([True, True, False, False, True])
+    rows, weights = rng.integers(0, 6, (7, 5)), rng.integers(0, 2, (7, 5)) * rng.random((7, 5))
+    group_of = np.array(sorted(data.draw(st.lists(st.integers(0, 3), max_size=12))), np.int64)
+    member = rng.integers(0, 7, len(group_of))
+    at = rng.standard_normal((len(group_of), 3, 2))
+    expected: list[dict[int, np.ndarray]] = [{} for _ in range(4)]
+    for place, (of, profile) in enumerate(zip(group_of, member, strict=True)):
+        for slot in range(5):
+            if weights[profile, slot] or first[slot]:
+                row = int(rows[profile, slot])
+                expected[of][row] = expected[of].get(row, np.zeros(2)) + weights[profile, slot] * at[place, feature_of[slot]]
+    found, values, ends = kernels.scatter(rows, weights, first, feature_of, member, group_of, at, 4, 6)
+    assert found.tolist() == [row for group in expected for row in group]
+    assert ends.tolist() == np.cumsum([len(group) for group in expected]).tolist()
+    np.testing.assert_allclose(values, np.array([value for group in expected for value in group.values()]).reshape(-1, 2), atol=1e-12)
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 5, CLOCK + 3]), st.sampled_from([0.0, 0.003, 50.0]))
+def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: int, decay: float) -> None:
+    rng, rate, b2, scale = np.random.default_rng(seed), 0.01, 0.999, 0.25
+    values, moments, gradient = rng.standard_normal((6, 3)), rng.random((6, 4)), rng.standard_normal((2, 3))
+    moments[:, 3] = rng.integers(0, 5, 6)
+    rows = rng.choice(6, 2, replace=False)
+    expected, after = values.copy(), moments.copy()
+    for slope, row in zip(gradient * scale, rows, strict=True):
+        waited, unbiased = (count - moments[row, 3]) % CLOCK, 1 - b2**count
+        for k in range(3):
+            second, value = moments[row, k] * b2**waited, values[row, k]
+            if moments[row, 3]:
+                pull = min(rate * decay * waited / (math.sqrt(second / unbiased) + 1e-8), 1.0) * abs(value)
+                value -= math.copysign(min(pull, rate * waited), value)
+            second += (1 - b2) * slope[k] ** 2
+            expected[row, k], after[row, k] = value - rate * slope[k] / (math.sqrt(second / unbiased) + 1e-8), second
+        after[row, 3] = count % CLOCK
+    kernels.follow(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+    np.testing.assert_allclose(moments, after, rtol=1e-12)
