@@ -5,10 +5,10 @@ from __future__ import annotations
 from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
 
+from consumers.histories import history_of
 from consumers.system import new_model
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
-from consumers.worker import latest
 from model.catalogue import Catalogue
 from model.meta import predict
 from model.tasks import Task
@@ -60,7 +60,7 @@ def rank(model: Mamo, asked: Sequence[tuple[Request, Support | None]], catalogue
 
     Of a catalogue, only the items that can be among the best are scored as queries; one that is given is not made anew.
     """
-    supports = [latest(support) for _, support in asked]
+    supports = [(history.items, history.ratings) for history in (history_of(support) for _, support in asked)]
     every = [number for number, (request, _) in enumerate(asked) if request.items is None]
     found = (catalogue or Catalogue(model)).candidates(
         [Task(asked[number][0].user, *supports[number], [], []) for number in every],

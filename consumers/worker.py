@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import structlog
 
+from consumers.histories import Histories, history_of
 from consumers.state import State, Takeover
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
-from model import history
+from model.history import cut_task
 from model.memory import Writes, compose, user_spread
 from model.meta import adapt, differentiate, passes
-from model.tasks import Task
+from model.tasks import History, Task
 from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
@@ -103,6 +104,7 @@ class Worker:
         self.tables = ProfileTables(log, topics, model, self.limits, settings.group_id)
         self.state = State(log, settings, metrics, self.topics)
         self.held: dict[int, Partition] = {}
+        self.histories = Histories(metrics)
         self.attention = (0.0, 0.0)
         """Spread of attention over users and of the rows of M_P, as last seen."""
         self._unknown_fields = 0
@@ -159,7 +161,8 @@ class Worker:
             with stage("support"):
                 for user in tables.forgotten:
                     partition.support.forget(user, first)
-                taken = [self._take(partition.support, interaction, source) for interaction, source in events]
+                before = dict[str, History]()
+                taken = [self._take(partition.support, interaction, source, before) for interaction, source in events]
             learned = self._learn(partition, taken, after)
             with stage("encode"):
                 messages += self._scores(number, first, taken, learned.scores)
@@ -197,12 +200,20 @@ class Worker:
                 events.append((interaction, (record.topic, record.partition, record.offset)))
         return events, letters, reasons
 
-    def _take(self, sets: SupportSets, event: Interaction, source: Source) -> Taken:
-        """The event with its user's support as it stands before it, to which it is then appended."""
+    def _take(self, sets: SupportSets, event: Interaction, source: Source, before: dict[str, History]) -> Taken:
+        """The event with its user's support as it stands before it, to which it is then appended.
+
+        ``before`` has the histories that events of the step led to: they come in bursts of one user.
+        """
         support = sets.get(event.user)
+        history = (before.get(event.user) if support else None) or history_of(support)
         sets.append(event.user, event, source)
-        items, ratings = latest(support)
-        return Taken(event, source, support, Task(event.user, items, ratings, [event.item], [event.rating]))
+        after = history.and_then(event.item, event.rating, sets.size)
+        if after is not None:
+            before[event.user] = after
+        else:
+            before.pop(event.user, None)
+        return Taken(event, source, support, Task(event.user, history.items, history.ratings, [event.item], [event.rating], history))
 
     def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:
         """Adapt and score the events; unless frozen, differentiate what they and rehearsed users teach, a meta-update at a time.
@@ -253,11 +264,8 @@ class Worker:
         The draw depends on the seed and the event's place alone, so that a step done again is the same step.
         """
         generator = np.random.default_rng([self.settings.seed, partition.number, offset])
-        tasks = []
-        for user in partition.support.draw(self.settings.rehearsal.users, generator):
-            items, ratings = latest(partition.support.get(user))
-            tasks.append(history.cut_task(user, items, ratings, self.settings.rehearsal.query, generator))
-        return tasks
+        rehearsal, sets = self.settings.rehearsal, partition.support
+        return [cut_task(user, self.histories.of(sets, user), rehearsal.query, generator) for user in sets.draw(rehearsal.users, generator)]
 
     def _scores(self, number: int, step: int, taken: Sequence[Taken], scored: Sequence[tuple[float, float | None]]) -> list[Message]:
         return [
@@ -342,12 +350,3 @@ class Worker:
 
     def _observe_users(self) -> None:
         self.metrics.users_held.set(sum(len(partition.support) for partition in self.held.values()))
-
-
-def latest(support: Support | None) -> tuple[list[str], list[float]]:
-    """Items and ratings of a support set, oldest first; of an item rated again the latest rating counts, in its place."""
-    if support is None:
-        return [], []
-    items = [item for item, _, _ in support.interactions]
-    ratings = [rating for _, rating, _ in support.interactions]
-    return history.latest(items, ratings)

@@ -23,7 +23,7 @@ from model.memory import Writes, compose
 from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, passes, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
-from model.tasks import Task
+from model.tasks import History, Task
 
 Features = Mapping[str, Any]
 
@@ -248,8 +248,8 @@ class MAMORanker(reco.base.Ranker):
         drawn = dict.fromkeys(generator.integers(0, self._users_before, 4 * self.rehearsal_users).tolist())
         tasks = []
         for number in list(drawn)[: self.rehearsal_users]:
-            history = self._task(self._users[number], [], [])
-            tasks.append(cut_task(history.user, history.support_items, history.support_ratings, self.rehearsal_query, generator))
+            user, items, ratings, *_ = self._task(self._users[number], [], [])
+            tasks.append(cut_task(user, History(list(items), list(ratings)), self.rehearsal_query, generator))
         return tasks
 
     @contextmanager

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating]
     Numbers = NDArray[np.int64]
-    Flags = NDArray[np.bool_]
 
 
 @njit(cache=True, nogil=True)
@@ -57,8 +56,8 @@ def adapt(
 ) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries.
 
-    ``starts`` (B + 1,) bounds the interactions of each task in ``items`` (L,), numbers into ``item_of``, and ``ratings``; ``decay`` (n,) is N
-    by how many are newer. ``to_user`` (U, F, F) is T, or has no rows where it is the identity. ``queries`` (B,) counts the queries of each
+    ``starts`` (B + 1,) bounds each task's interactions in ``items`` (L,), numbers into ``item_of``, and ``ratings``; ``decay`` (n,) is N by
+    how many are newer. ``to_user`` (U, F, F) is T, or has no rows where it is the identity. ``queries`` (B,) counts the queries of each
     task. Fills ``score`` and ``variance`` (B, q), ``mean`` (B, F), ``spread`` (B, q, F), A^-1 x, and ``told`` (B, F, E), [S, s].
     A task whose precision matrix is not positive definite gets NaN.
     """
@@ -337,102 +336,6 @@ def pull(
 
 
 @njit(cache=True, nogil=True)
-def number(
-    values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
-) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
-    """Number what tasks hold, each thing once in a group, in the order in which it first comes.
-
-    ``values`` (L + Q,), all in [0, ``bound``), are those of the supports, ``lengths`` (B,) to a task, and then those of the queries,
-    ``queries`` (B,) to a task; ``tasks`` (G,) counts those of each group. The order depends on the batch alone, not on what this process saw
-    before, so that sums round alike after a restart.
-
-    Returns the numbers of supports (L,) and of queries (Q,); for each of the J numbers, which of the I different values it is; these
-    values (I,); where the numbers of each group end (G,); and where the interactions of each task begin, and the last end (B + 1,).
-    """
-    of_support, of_query = np.empty(lengths.sum(), np.int64), np.empty(queries.sum(), np.int64)
-    kind, distinct, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64), np.empty(len(tasks), np.int64)
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    # Neither is ever cleared: a cell counts only where what it points to points back.
-    among_all, among_group = np.empty(bound, np.int64), np.empty(bound, np.int64)
-    different = numbers = task = support = query = 0
-    for group in range(len(tasks)):
-        begin = numbers
-        for _ in range(tasks[group]):
-            for place in range(lengths[task] + queries[task]):
-                asked = place >= lengths[task]
-                value = values[len(of_support) + query] if asked else values[support]
-                at = among_all[value]
-                if not (0 <= at < different and distinct[at] == value):
-                    at = different
-                    among_all[value], distinct[at] = at, value
-                    different += 1
-                own = among_group[value]
-                if not (begin <= own < numbers and kind[own] == at):
-                    own = numbers
-                    among_group[value], kind[own] = own, at
-                    numbers += 1
-                if asked:
-                    of_query[query] = own
-                    query += 1
-                else:
-                    of_support[support] = own
-                    support += 1
-            task += 1
-            starts[task] = support
-        ends[group] = numbers
-    return of_support, of_query, kind[:numbers], distinct[:different], ends, starts
-
-
-@njit(cache=True, nogil=True)
-def scatter(
-    rows: Numbers,
-    weights: Floats,
-    first: Flags,
-    feature_of: Numbers,
-    member: Numbers,
-    group_of: Numbers,
-    at: Floats,
-    groups: int,
-    bound: int,
-) -> tuple[Numbers, Floats, Numbers]:
-    """From gradients at embedded profiles to those at the rows they are sums of, each row once in a group.
-
-    Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features, width) and belongs to
-    group ``group_of[m]``, which rises. ``feature_of`` (slots,) is a slot's feature; a slot without a value has weight 0, and counts only
-    where it is the ``first`` (slots,) of its feature, whose row it then names. Row numbers are below ``bound``.
-
-    Returns the rows touched, group after group, their gradients, and where those of each group end.
-    """
-    slots = rows.shape[1]
-    most = len(member) * slots
-    found, values, ends = np.empty(most, np.int64), np.empty((most, at.shape[2]), at.dtype), np.empty(groups, np.int64)
-    among = np.empty(bound, np.int64)
-    count = begin = current = 0
-    for place in range(len(member)):
-        while current < group_of[place]:
-            ends[current] = begin = count
-            current += 1
-        for slot in range(slots):
-            weight = weights[member[place], slot]
-            if weight == 0 and not first[slot]:
-                continue
-            row = rows[member[place], slot]
-            into = among[row]
-            if not (begin <= into < count and found[into] == row):
-                into = count
-                among[row], found[into] = into, row
-                values[into] = 0
-                count += 1
-            source = at[place, feature_of[slot]]
-            for k in range(len(source)):
-                values[into, k] += weight * source[k]
-    while current < groups:
-        ends[current] = count
-        current += 1
-    return found[:count], values[:count], ends
-
-
-@njit(cache=True, nogil=True)
 def follow(
     values: Floats,
     moments: Floats,
@@ -459,9 +362,9 @@ def follow(
         for k in range(width):
             value, second = values[row, k], moments[row, k] * left
             if touched > 0:
-                # While it waited, decay pulled by rate decay value / sqrt(second) a step, and by rate at the most, as Adam's steps are bounded.
-                size = abs(value)
-                pull = min(min(rate * decay * waited / (math.sqrt(second / unbiased) + 1e-8), 1.0) * size, rate * waited)
+                # While it waited, decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded.
+                part = min(rate * decay * waited / (math.sqrt(second / unbiased) + 1e-8), 1.0)
+                pull = min(part * abs(value), rate * waited)
                 value -= math.copysign(pull, value)
             slope = gradient[place, k] * scale
             second += (1 - b2) * slope * slope

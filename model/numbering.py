@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.floating]
+    Numbers = NDArray[np.int64]
+    Flags = NDArray[np.bool_]
 
 
 def first_seen(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,3 +41,99 @@ def slices(ends: list[int]) -> list[slice]:
 def bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows (m, width): bag b sums those at ``index`` (l,) from ``starts[b]`` on until the next begins. (bags, width)."""
     return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+
+
+@njit(cache=True, nogil=True)
+def number(
+    values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
+) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
+    """Number what tasks hold, each thing once in a group, in the order in which it first comes.
+
+    ``values`` (L + Q,), all in [0, ``bound``), are those of the supports, ``lengths`` (B,) to a task, and then those of the queries,
+    ``queries`` (B,) to a task; ``tasks`` (G,) counts those of each group. The order depends on the batch alone, not on what this process
+    saw before, so that sums round alike after a restart.
+
+    Returns the numbers of supports (L,) and of queries (Q,); for each of the J numbers, which of the I different values it is; these
+    values (I,); where the numbers of each group end (G,); and where the interactions of each task begin, and the last end (B + 1,).
+    """
+    of_support, of_query = np.empty(lengths.sum(), np.int64), np.empty(queries.sum(), np.int64)
+    kind, distinct, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64), np.empty(len(tasks), np.int64)
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    # Neither is ever cleared: a cell counts only where what it points to points back.
+    among_all, among_group = np.empty(bound, np.int64), np.empty(bound, np.int64)
+    different = numbers = task = support = query = 0
+    for group in range(len(tasks)):
+        begin = numbers
+        for _ in range(tasks[group]):
+            for place in range(lengths[task] + queries[task]):
+                asked = place >= lengths[task]
+                value = values[len(of_support) + query] if asked else values[support]
+                at = among_all[value]
+                if not (0 <= at < different and distinct[at] == value):
+                    at = different
+                    among_all[value], distinct[at] = at, value
+                    different += 1
+                own = among_group[value]
+                if not (begin <= own < numbers and kind[own] == at):
+                    own = numbers
+                    among_group[value], kind[own] = own, at
+                    numbers += 1
+                if asked:
+                    of_query[query] = own
+                    query += 1
+                else:
+                    of_support[support] = own
+                    support += 1
+            task += 1
+            starts[task] = support
+        ends[group] = numbers
+    return of_support, of_query, kind[:numbers], distinct[:different], ends, starts
+
+
+@njit(cache=True, nogil=True)
+def scatter(
+    rows: Numbers,
+    weights: Floats,
+    first: Flags,
+    feature_of: Numbers,
+    member: Numbers,
+    group_of: Numbers,
+    at: Floats,
+    groups: int,
+    bound: int,
+) -> tuple[Numbers, Floats, Numbers]:
+    """From gradients at embedded profiles to those at the rows they are sums of, each row once in a group.
+
+    Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features, width) and belongs to
+    group ``group_of[m]``, which rises. ``feature_of`` (slots,) is a slot's feature; a slot without a value has weight 0, and counts only
+    where it is the ``first`` (slots,) of its feature, whose row it then names. Row numbers are below ``bound``.
+
+    Returns the rows touched, group after group, their gradients, and where those of each group end.
+    """
+    slots = rows.shape[1]
+    most = len(member) * slots
+    found, values, ends = np.empty(most, np.int64), np.empty((most, at.shape[2]), at.dtype), np.empty(groups, np.int64)
+    among = np.empty(bound, np.int64)
+    count = begin = current = 0
+    for place in range(len(member)):
+        while current < group_of[place]:
+            ends[current] = begin = count
+            current += 1
+        for slot in range(slots):
+            weight = weights[member[place], slot]
+            if weight == 0 and not first[slot]:
+                continue
+            row = rows[member[place], slot]
+            into = among[row]
+            if not (begin <= into < count and found[into] == row):
+                into = count
+                among[row], found[into] = into, row
+                values[into] = 0
+                count += 1
+            source = at[place, feature_of[slot]]
+            for k in range(len(source)):
+                values[into, k] += weight * source[k]
+    while current < groups:
+        ends[current] = count
+        current += 1
+    return found[:count], values[:count], ends

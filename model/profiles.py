@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import kernels
 from model.features import Entry, Value, encode
-from model.numbering import bags, slices
+from model.numbering import bags, scatter, slices
 from model.settings import Feature
 from model.tables import Table
 
@@ -43,6 +42,8 @@ class Profiles:
         self._forget()
 
     def _forget(self) -> None:
+        self.epoch = object()
+        """Changes whenever a place that was given may no longer hold."""
         self._places: dict[str, int] = {}
         self._free: list[int] = []
         self._rows = np.zeros((64, self.slots), np.int64)
@@ -59,6 +60,7 @@ class Profiles:
             self.features.pop(key, None)
             if (place := self._places.pop(key, None)) is not None:
                 self._free.append(place)
+                self.epoch = object()
             return
         if key in self.features or len(self.features) < self.remember:
             self.features[key] = features
@@ -119,7 +121,7 @@ class Profiles:
 
         ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
         """
-        distinct, summed, ends = kernels.scatter(
+        distinct, summed, ends = scatter(
             rows.numpy(),
             weights.numpy(),
             self._first_of,

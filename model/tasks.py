@@ -10,15 +10,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import kernels
-from model.numbering import slices
+from model.numbering import number, slices
 from model.profiles import Profiles
+
+
+class History:
+    """What a user rated, oldest first and each item once, which remembers where its items stand among a model's profiles.
+
+    ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
+    """
+
+    __slots__ = ("_arrays", "_epoch", "items", "ratings", "whole")
+
+    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
+        self.items = items
+        self.ratings = ratings
+        self.whole = whole
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._epoch: object = None
+
+    def arrays(self, profiles: Profiles) -> tuple[np.ndarray, np.ndarray]:
+        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings."""
+        if self._arrays is None or self._epoch is not profiles.epoch:
+            self._arrays = np.array(profiles.places(self.items), np.int64), np.array(self.ratings, np.float64)
+            self._epoch = profiles.epoch
+        return self._arrays
+
+    def and_then(self, item: str, rating: float, size: int) -> History | None:
+        """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
+        if not self.whole or item in self.items:
+            return None
+        first = max(0, len(self.items) + 1 - size)
+        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)
 
 
 class Task(NamedTuple):
     """One adaptation: a user's support set, oldest interaction first, and the query to score from it.
 
-    The ratings of a query are what its gradient is taken at; scores never depend on them.
+    The ratings of a query are what its gradient is taken at; scores never depend on them. A ``history`` is one that begins with the
+    support set; where all tasks of a batch have one, nothing is looked up that was looked up before.
     """
 
     user: str
@@ -26,6 +56,7 @@ class Task(NamedTuple):
     support_ratings: Sequence[float]
     query_items: Sequence[str]
     query_ratings: Sequence[float]
+    history: History | None = None
 
 
 class Supports(NamedTuple):
@@ -77,20 +108,18 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     sizes = np.array([len(group) for group in groups])
     user_keys, user_of, user_ends = list[str](), list[int](), list[int]()
     for group in groups:
-        number = {key: len(user_keys) + place for place, key in enumerate(dict.fromkeys(task.user for task in group))}
-        user_keys += number
-        user_of += [number[task.user] for task in group]
+        place_of = {key: len(user_keys) + place for place, key in enumerate(dict.fromkeys(task.user for task in group))}
+        user_keys += place_of
+        user_of += [place_of[task.user] for task in group]
         user_ends.append(len(user_keys))
     user_rows, user_weights = users.encoded(np.array(users.places(user_keys), np.int64))
 
     lengths = np.array([len(task.support_items) for task in tasks])
     queries = np.array([len(task.query_items) for task in tasks])
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-    places = items.places(list(chain(*(task.support_items for task in tasks), *(task.query_items for task in tasks))))
-    values = np.array(places, np.int64)
-    supported, asked, item_of, distinct, item_ends, starts = kernels.number(
-        values, lengths, queries, sizes, int(values.max(initial=-1)) + 1
-    )
+    supports, ratings = _supports(tasks, lengths, items)
+    values = np.concatenate([supports, np.array(items.places(list(chain(*(task.query_items for task in tasks)))), np.int64)])
+    supported, asked, item_of, distinct, item_ends, starts = number(values, lengths, queries, sizes, int(values.max(initial=-1)) + 1)
     item_rows, item_weights = items.encoded(distinct)
 
     def padded(values: np.ndarray) -> Tensor:
@@ -98,7 +127,6 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         full[query_mask] = values
         return torch.from_numpy(full)
 
-    ratings = np.array(list(chain.from_iterable(task.support_ratings for task in tasks)), np.float64)
     query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
     n, task_of = int(max(1, lengths.max())), np.repeat(np.arange(len(tasks)), lengths)
     older = np.arange(len(supported)) - starts[task_of]
@@ -126,3 +154,14 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         users_of=slices(user_ends),
         items_of=slices(item_ends.tolist()),
     )
+
+
+def _supports(tasks: list[Task], lengths: np.ndarray, items: Profiles) -> tuple[np.ndarray, np.ndarray]:
+    """Places and ratings of all supports, both (L,)."""
+    histories = [(task.history, length) for task, length in zip(tasks, lengths.tolist(), strict=True) if task.history is not None]
+    if len(histories) == len(tasks):
+        arrays = [(*history.arrays(items), length) for history, length in histories]
+        places = np.concatenate([places[:length] for places, _, length in arrays])
+        return places, np.concatenate([ratings[:length] for _, ratings, length in arrays])
+    places = np.array(items.places(list(chain.from_iterable(task.support_items for task in tasks))), np.int64)
+    return places, np.fromiter(chain.from_iterable(task.support_ratings for task in tasks), np.float64, len(places))

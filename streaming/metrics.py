@@ -176,6 +176,9 @@ class Metrics:
         )
         self.weighted = self._counter("updates_weighted_total", "Updates folded at less than full weight, by trainer.staleness_half_life.")
         self._requests = self._counter("requests_total", "Requests answered.")
+        self._histories = self._counter(
+            "histories_total", "Support sets of rehearsed users looked at, by whether they had changed since the last time", "result"
+        )
         self._stale = self._counter("requests_stale_total", "Requests answered without all interactions before them: the deadline passed.")
         self.forgotten = self._counter("forgotten_total", "Users forgotten because their profile became null.")
         self._micro_batch = self._histogram("micro_batch_events", "Events scored in one step.", _SIZES)
@@ -264,6 +267,10 @@ class Metrics:
             self._unknown_fields.inc(step.unknown_fields)
         for reason, count in step.dead_letters.items():
             self._dead_letters.labels(reason).inc(count)
+
+    def observe_history(self, *, found: bool) -> None:
+        """Count a support set that was looked at: whether what it had come to before was still at hand."""
+        self._histories.labels("unchanged" if found else "read").inc()
 
     def observe_answers(self, waits: Sequence[float], *, stale: int, dead_letters: Sequence[str] = ()) -> None:
         """Take in committed answers: the seconds from each request to its answer, how many are stale, and why others were refused."""

@@ -75,6 +75,10 @@ class SupportSets:
         value = self.held.value(user)
         return None if value is None else decode(value, Support, what="support set")
 
+    def encoded(self, user: str) -> bytes | None:
+        """The user's support set as the changelog has it; None for a user without one, or whose staged changes are not committed."""
+        return None if user in self._staged else self.held.value(user)
+
     def append(self, user: str, interaction: Interaction, source: Source) -> None:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
         before = self.get(user)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from consumers.histories import history_of
 from consumers.opening import connect
 from model.tasks import Task
 from streaming.codec import decode
@@ -55,11 +56,11 @@ def test_a_step_that_appends_before_it_scores_is_caught(tmp_path: Path, monkeypa
 
     original = worker.Worker._take
 
-    def peeking(self: worker.Worker, sets: Any, event: Any, source: Any) -> worker.Taken:  # noqa: ANN401
-        original(self, sets, event, source)
+    def peeking(self: worker.Worker, sets: Any, event: Any, source: Any, before: Any) -> worker.Taken:  # noqa: ANN401
+        original(self, sets, event, source, before)
         after = sets.get(event.user)
-        items, ratings = worker.latest(after)
-        return worker.Taken(event, source, after, Task(event.user, items, ratings, [event.item], [event.rating]))
+        history = history_of(after)
+        return worker.Taken(event, source, after, Task(event.user, history.items, history.ratings, [event.item], [event.rating]))
 
     monkeypatch.setattr(worker.Worker, "_take", peeking)
     with pytest.raises(Leak, match="the score of event 20"):

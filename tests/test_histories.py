@@ -1,0 +1,74 @@
+"""Histories that go on from event to event, or are kept between rehearsals, are those that the support sets come to."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.histories import Histories, history_of
+from model.profiles import Profiles
+from model.settings import Feature
+from model.tables import Table
+from streaming.events import Interaction
+from streaming.metrics import Metrics
+from streaming.support import SupportSets
+
+EVENTS = st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 12), st.integers(1, 5)), max_size=40)
+
+
+def interaction(user: str, item: int, rating: int, at: int) -> Interaction:
+    return Interaction(user=user, item=f"i{item}", rating=float(rating), timestamp=at)
+
+
+def profiles() -> Profiles:
+    table = Table("item", 3, deviation=0.1, zero_from=2, seed=1, max_rows=100, overflow_rows=2)
+    return Profiles({"id": Feature(kind="id")}, table)
+
+
+@given(EVENTS, st.integers(1, 6))
+def test_the_history_after_an_event_is_that_of_the_support_set_after_it(events: list[tuple[str, int, int]], size: int) -> None:
+    sets = SupportSets(size)
+    for at, (user, item, rating) in enumerate(events):
+        before = history_of(sets.get(user))
+        sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at))
+        after, expected = before.and_then(f"i{item}", float(rating), size), history_of(sets.get(user))
+        if after is not None:
+            assert (after.items, after.ratings) == (expected.items, expected.ratings)
+        else:
+            assert not before.whole or f"i{item}" in before.items
+
+
+@given(EVENTS)
+def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: list[tuple[str, int, int]]) -> None:
+    sets, metrics = SupportSets(5), Metrics()
+    histories = Histories(metrics)
+    for at, (user, item, rating) in enumerate(events):
+        sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at))
+        expected = history_of(sets.get(user))
+        for _ in range(2):  # staged, and committed
+            for _ in range(2):
+                found = histories.of(sets, user)
+                assert (found.items, found.ratings) == (expected.items, expected.ratings)
+            sets.commit(sets.changes())
+        assert histories.of(sets, user) is histories.of(sets, user)
+
+
+def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
+    sets, items = SupportSets(5), profiles()
+    for at, item in enumerate([3, 1, 2]):
+        sets.append("ann", interaction("ann", item, 4, at), ("interactions", 0, at))
+    history = history_of(sets.get("ann"))
+    places, ratings = history.arrays(items)
+    assert history.arrays(items)[0] is places
+    assert ratings.tolist() == [4.0, 4.0, 4.0]
+    items.set("i3", {})
+    items.set("i3", None)
+    assert items.places(["new"])[0] == places[0], "the place of i3 is given to another"
+    assert history.arrays(items)[0].tolist() == items.places(["i3", "i1", "i2"])
+    before = history.arrays(items)[0]
+    items.table.clear()
+    items.begin()
+    items.places(["i9"])
+    assert history.arrays(items)[0] is not before
+    np.testing.assert_array_equal(history.arrays(items)[0], items.places(["i3", "i1", "i2"]))
