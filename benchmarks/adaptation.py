@@ -1,19 +1,16 @@
-"""Adapting, scoring and differentiating users: the engine beside the plain model, by turns, in one run and on one core.
+"""Adapting, scoring and differentiating users, and finding the best of a catalogue: each beside what does the same, in one run, by turns.
 
-The plain model is `Mamo.forward` with autograd on the same batch: the same numbers, and what the engine is tested against. Users are
-made up, of the demo's features, and rate items drawn by a power law; the work does not depend on what they like.
+The plain model is `Mamo.forward` with autograd on the same batch: the same numbers, and what the engines are tested against. For gradient
+steps there are also a loop over users and ``torch.func``, as others write them, and the batched products that cannot be avoided, bare.
+Users are made up, of the demo's features, and rate items drawn by a power law; the work does not depend on what they like.
 
-    make bench                                              # with the embedded log
+    make bench
     .venv/bin/python -m benchmarks.adaptation --seconds 20
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import platform
-import statistics
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +22,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gradient_peers import bare, by_loop, by_vmap
+from benchmarks.measuring import machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
+from model.catalogue import Catalogue
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate, predict
-from model.settings import FeatureSchema, ModelSettings
+from model.settings import PRESETS, FeatureSchema, ModelSettings
 from model.tasks import Task
 
 RESULTS = Path("benchmarks/results/adaptation.json")
 ITEMS = 2_000
+CATALOGUE = 100_000
 SHAPE = 1.1
 """Of the power law by which items are drawn."""
+BEST = 10
 
 console = Console()
 
@@ -48,13 +50,20 @@ class Work(NamedTuple):
     support: int
     query: int
     learning: bool
+    threads: int = 1
+    size: int = 0
+    """d_e under `paper`; 0 is `default`, at its own."""
+    steps: int = 0
 
 
 WORKS = [
-    Work("adapt and score, support 50, 256 users", 256, 50, 1, learning=False),
-    Work("adapt and score, support 50, 16 users", 16, 50, 1, learning=False),
-    Work("meta-update, support 50, 10 queries, 64 users", 64, 50, 10, learning=True),
-    Work("meta-update, support 100, 1 query, 512 users", 512, 100, 1, learning=True),
+    Work("default: adapt and score, support 50, 256 users", 256, 50, 1, learning=False),
+    Work("default: adapt and score, support 50, 16 users", 16, 50, 1, learning=False),
+    Work("default: meta-update, support 50, 10 queries, 64 users", 64, 50, 10, learning=True),
+    Work("default: meta-update, support 100, 1 query, 512 users", 512, 100, 1, learning=True),
+    Work("paper: d_e 100, support 15, 9 steps, 64 users", 64, 15, 1, learning=False, threads=2, size=100, steps=9),
+    Work("paper: d_e 32, support 20, 3 steps, 256 users", 256, 20, 1, learning=False, threads=2, size=32, steps=3),
+    Work("paper: meta-update, d_e 32, support 20, 3 steps, 64 users", 64, 20, 10, learning=True, threads=2, size=32, steps=3),
 ]
 
 
@@ -71,13 +80,14 @@ def tasks(work: Work, rng: np.random.Generator) -> list[Task]:
     return made
 
 
-def model(*, plain: bool) -> Mamo:
-    """The default model with the demo's features and profiles for everybody."""
+def model(*, plain: bool, size: int = 0, steps: int = 0, items: int = ITEMS) -> Mamo:
+    """The model of a preset with the demo's features and profiles for everybody."""
     schema = FeatureSchema(**tomllib.loads(DEMO.read_text())["schema"])
-    made, rng = Mamo(ModelSettings(), schema, (1.0, 5.0)), np.random.default_rng(1)
+    over = PRESETS["paper"]["model"] | {"embedding_size": size, "inner_steps": steps} if size else {}
+    made, rng = Mamo(ModelSettings(**over), schema, (1.0, 5.0)), np.random.default_rng(1)
     made.plain = plain
     genres = [f"genre{number}" for number in range(18)]
-    for item in range(ITEMS):
+    for item in range(items):
         classes = [str(genre) for genre in rng.choice(genres, rng.integers(1, 4), replace=False)]
         made.items.set(f"i{item}", {"class": classes, "release_year": float(rng.integers(1930, 1999))})
     for user in range(max(work.users for work in WORKS)):
@@ -95,54 +105,110 @@ def once(of: Mamo, optimiser: Optimiser, work: Work, batch: list[Task]) -> None:
     optimiser.step(gradient, writes)
 
 
-def timed(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, by turns, for so long altogether; the first call of each does not count."""
-    for call in calls.values():
-        call()
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            took[name].append(time.perf_counter() - began)
-    return took
-
-
 def measure(work: Work, seconds: float) -> dict[str, Any]:
-    """The engine beside the plain model."""
+    """The engine beside its peers."""
+    torch.set_num_threads(work.threads)
     batches = [tasks(work, np.random.default_rng(seed)) for seed in range(8)]
+    models = {name: model(plain=name == "plain", size=work.size, steps=work.steps) for name in ("engine", "plain")}
 
-    def calls(*, plain: bool) -> Callable[[], None]:
-        of, turn = model(plain=plain), itertools.cycle(batches)
-        optimiser = Optimiser(of)
+    def calls(of: Mamo) -> Callable[[], None]:
+        turn, optimiser = itertools.cycle(batches), Optimiser(of)
         return lambda: once(of, optimiser, work, next(turn))
 
-    took = timed({"engine": calls(plain=False), "plain": calls(plain=True)}, seconds)
-    rates = {name: work.users / statistics.median(each) for name, each in took.items()}
-    return work._asdict() | {"users_per_second": rates, "ratio": rates["engine"] / rates["plain"], "seconds": took}
+    ways: dict[str, Callable[[], object]] = {name: calls(of) for name, of in models.items()}
+    products = 0.0
+    if work.size and not work.learning:
+        of = models["engine"]
+        scores = predict(of, batches[0]).score
+        for peer in (by_loop, by_vmap):
+            # A unit at the very edge of its activation may fall to either side, and changes that user's scores: few do.
+            apart = (peer(of, batches[0]).clamp(1.0, 5.0) - scores).abs() > 1e-4
+            assert apart.float().mean() < 0.05, f"{peer.__name__} finds other scores"  # noqa: S101
+        ways |= {"loop": lambda: by_loop(of, batches[0]), "vmap": lambda: by_vmap(of, batches[0])}
+        ways["bare"], products = bare(work.users, work.support, work.size, work.steps)
+    took = timed(ways, seconds)
+    return work._asdict() | {
+        "kind": "adaptation",
+        "users_per_second": rates(took, work.users),
+        "ratios": ratios(took, "engine"),
+        "products_flop": products,
+        "seconds": took,
+    }
+
+
+def best(size: int, seconds: float) -> list[dict[str, Any]]:
+    """The best of a catalogue for adapted users: one user, and 64 together; ``size`` as in `Work`."""
+    torch.set_num_threads(1)
+    work = Work("", 64, 15 if size else 50, 0, learning=False)
+    of = model(plain=False, size=size, steps=3, items=CATALOGUE)
+    of.item_table.admit([f"id=i{item}" for item in range(CATALOGUE)])
+    of.item_table.values += torch.from_numpy(0.2 * np.random.default_rng(2).standard_normal(tuple(of.item_table.values.shape))).float()
+    asked, items, runs = tasks(work, np.random.default_rng(0)), Catalogue(of), list[dict[str, Any]]()
+    wanted = BEST + work.support
+
+    def after_a_version() -> None:
+        of.set_vector(of.vector.clone())
+        items.candidates(asked[:1], [wanted])
+
+    for users in (1, 64) if not size else (1, 4):
+        few = asked[:users]
+        ways: dict[str, Callable[[], object]] = {
+            "adapt": lambda few=few: predict(of, [task._replace(query_items=["i0"], query_ratings=[0.0]) for task in few]),  # type: ignore[misc]
+            "adapt and choose": lambda few=few: items.candidates(few, [wanted] * len(few)),  # type: ignore[misc]
+        }
+        if users == 1:
+            ways["after a new version"] = after_a_version
+        ways["bare products"] = products_of(of, size, users)
+        took = timed(ways, seconds, least=5)
+        name = f"{'paper, d_e ' + str(size) if size else 'default'}: best {BEST} of {CATALOGUE:,}, {users} user{'s' if users > 1 else ''}"
+        runs.append({"kind": "catalogue", "name": name, "users": users, "threads": 1, "size": size, "seconds": took})
+    return runs
+
+
+def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
+    """The products that scoring a catalogue cannot do without, on operands made before: see `model.catalogue`."""
+    block = 16_384
+    if not size:
+        table, own = torch.randn(CATALOGUE, of.settings.embedding_size + 2), torch.randn(users, of.settings.embedding_size + 2)
+        out = torch.empty(users, CATALOGUE)
+        return lambda: torch.mm(own, table.T, out=out)
+    wide = of.shapes["item.0.weight"][0]
+    p_i, rows, by = torch.randn(block, wide), torch.randn(15, wide), torch.randn(15, size)
+    start, square, last = torch.randn(block, size), torch.randn(size, size), torch.randn(size, 1)
+
+    def multiply() -> None:
+        for _ in range(users):
+            for begin in range(0, CATALOGUE, block):
+                n = min(block, CATALOGUE - begin)
+                torch.mm(torch.mm(torch.addmm(start[:n], torch.mm(p_i[:n], rows.T), by), square), last)
+
+    return multiply
 
 
 def main(
     seconds: Annotated[float, typer.Option(help="For each work.", min=1)] = 20.0,
     results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
 ) -> None:
-    """Measure users a second, the median of all repetitions, on one core."""
-    torch.set_num_threads(1)
-    table = Table("", "engine users/s", "plain users/s", "ratio", "spread", title="`default`, one core")
+    """Measure users a second, the median of all repetitions; ratios are medians over turns."""
+    table = Table("", "threads", "engine users/s", "spread", "times as long as the engine", title="Adaptation")
     runs = []
     for work in WORKS:
         console.print(f"{work.name} ...")
         run = measure(work, seconds)
         runs.append(run)
-        rates = run["users_per_second"]
-        low, high = np.quantile(run["seconds"]["engine"], [0.1, 0.9])
-        spread = f"{work.users / high:,.0f} to {work.users / low:,.0f}"
-        table.add_row(work.name, f"{rates['engine']:,.0f}", f"{rates['plain']:,.0f}", f"{run['ratio']:.1f}", spread)
+        beside = ", ".join(f"{name} {ratio:.2f}" for name, ratio in run["ratios"].items())
+        rate = run["users_per_second"]["engine"]
+        table.add_row(work.name, str(work.threads), f"{rate:,.0f}", spread(run["seconds"]["engine"], work.users), beside)
     console.print(table)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    machine = versions | {"system": platform.platform(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
-    save(results, machine, runs)
+    table = Table("", "ms a user", title=f"The best of {CATALOGUE:,}, one core")
+    for size in (0, 32):
+        console.print(f"the best of {CATALOGUE:,} items, {'d_e ' + str(size) + ', gradient steps' if size else 'closed form'} ...")
+        for run in best(size, seconds):
+            runs.append(run)
+            each = {name: 1e3 * float(np.median(took)) / run["users"] for name, took in run["seconds"].items()}
+            table.add_row(run["name"], ", ".join(f"{name} {ms:.2f}" for name, ms in each.items()))
+    console.print(table)
+    save(results, machine(), runs)
     console.print(f"figures: {results}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from model import history
@@ -21,7 +22,7 @@ class Histories:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._kept: dict[str, tuple[bytes, History]] = {}
+        self._kept: OrderedDict[str, tuple[bytes, History]] = OrderedDict()
 
     def of(self, sets: SupportSets, user: str) -> History:
         """The history of a user with a support set, as it stands now, staged changes included."""
@@ -35,7 +36,7 @@ class Histories:
                 return made
             kept = value, made
             if len(self._kept) >= MOST:
-                del self._kept[next(iter(self._kept))]
+                self._kept.popitem(last=False)
         self._kept[user] = kept
         return kept[1]
 

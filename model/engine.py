@@ -56,7 +56,7 @@ class Solved(NamedTuple):
     known: Tensor  # (I, E), z of each item and what is predicted without x w, negated
     decay: Tensor  # (n,), N of an interaction by how many are newer
     queries: np.ndarray  # (B,), how many each task has
-    told: Tensor  # (B, F, E), [Z' N Z, Z' N r]
+    told: tuple[Tensor, Tensor]  # (B, F, F) and (B, F), Z' N Z and Z' N r
     mean: Tensor  # (B, F), w
     spread: Tensor  # (B, q, F), A^-1 x of each query
 
@@ -118,8 +118,8 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     # The last layer of each task, exactly.
     count, most = batch.query_items.shape
     score, variance = item.new_zeros(count, most), item.new_ones(count, most)
-    told, mean = item.new_empty(count, d + 1, d + 2), item.new_empty(count, d + 1)
-    spread = item.new_empty(count, most, d + 1)
+    told = item.new_empty(count, d + 1, d + 1), item.new_empty(count, d + 1)
+    mean, spread = item.new_empty(count, d + 1), item.new_empty(count, most, d + 1)
     queries = batch.query_mask.sum(1).to(torch.int64).numpy()
     kernels.adapt(
         known=known.numpy(),
@@ -134,7 +134,8 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         variance=variance.numpy(),
         mean=mean.numpy(),
         spread=spread.numpy(),
-        told=told.numpy(),
+        told=told[0].numpy(),
+        told_rating=told[1].numpy(),
     )
     solved = Solved(users, items, mixing, to_user, prior, remembered, known, decay, queries, told, mean, spread)
     return Prediction(score, variance, attention, p_u, [], mixing, mixing, mean, profile_prior[task]), solved
@@ -177,7 +178,8 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
         noise=float(1 / phi["log_precision"].exp()),
         mean=solved.mean.numpy(),
         spread=solved.spread.numpy(),
-        told=solved.told.numpy(),
+        told=solved.told[0].numpy(),
+        told_rating=solved.told[1].numpy(),
         at_score=at_score.numpy(),
         at_variance=at_variance.numpy(),
         at_known=at_known.numpy(),

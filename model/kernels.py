@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def outer(known: Floats) -> Floats:
     """The products of each row (I, E) with itself, upper triangle row by row but for the last one: (I, E (E + 1) / 2 - 1)."""
     items, size = known.shape
@@ -33,7 +33,7 @@ def outer(known: Floats) -> Floats:
     return packed
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def adapt(
     known: Floats,
     item_of: Numbers,
@@ -53,12 +53,14 @@ def adapt(
     mean: Floats,
     spread: Floats,
     told: Floats,
+    told_rating: Floats,
 ) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries.
 
     ``starts`` (B + 1,) bounds each task's interactions in ``items`` (L,), numbers into ``item_of``, and ``ratings``; ``decay`` (n,) is N by
     how many are newer. ``to_user`` (U, F, F) is T, or has no rows where it is the identity. ``queries`` (B,) counts the queries of each
-    task. Fills ``score`` and ``variance`` (B, q), ``mean`` (B, F), ``spread`` (B, q, F), A^-1 x, and ``told`` (B, F, E), [S, s].
+    task. Fills ``score`` and ``variance`` (B, q), ``mean`` (B, F), ``spread`` (B, q, F), A^-1 x, and S and s, ``told`` (B, F, F) and
+    ``told_rating`` (B, F).
     A task whose precision matrix is not positive definite gets NaN.
     """
     size = known.shape[1]
@@ -71,7 +73,7 @@ def adapt(
     a = np.empty((f, f), known.dtype)
     own = np.empty((f, f), known.dtype)
     # The right-hand sides: t, and each query's features.
-    sides = np.empty((1 + most, f), known.dtype)
+    of_items, sides = np.empty((1 + most, f), known.dtype), np.empty((1 + most, f), known.dtype)
     for task in range(len(starts) - 1):
         user = user_of[task]
         row[:] = 0
@@ -85,49 +87,31 @@ def adapt(
                 row[k] += weight * products[k]
             for k in range(f):
                 rated[k] += by_rating * z[k]
-        s = told[task]
-        at = 0
+        s, at = told[task], 0
         for i in range(f):
             for j in range(i, f):
                 s[i, j] = row[at]
                 s[j, i] = row[at]
                 at += 1
-            s[i, f] = row[at] + rated[i]
+            rated[i] += row[at]
+            told_rating[task, i] = rated[i]
             at += 1
 
         asked = queries[task]
+        for k in range(f):
+            of_items[0, k] = rated[k]
+        for query in range(asked):
+            z = known[item_of[query_items[task, query]]]
+            for k in range(f):
+                of_items[1 + query, k] = z[k]
         if len(to_user):
             t = to_user[user]
-            for i in range(f):
-                for j in range(f):
-                    own[i, j] = 0
-                for k in range(f):
-                    by = s[i, k]
-                    for j in range(f):
-                        own[i, j] += by * t[k, j]
-            a[:] = 0
-            sides[: 1 + asked] = 0
-            for k in range(f):
-                for i in range(f):
-                    by = t[k, i]
-                    for j in range(f):
-                        a[i, j] += by * own[k, j]
-                by = s[k, f]
-                for j in range(f):
-                    sides[0, j] += by * t[k, j]
-                for query in range(asked):
-                    by = known[item_of[query_items[task, query]], k]
-                    for j in range(f):
-                        sides[1 + query, j] += by * t[k, j]
+            np.dot(s, t, own)
+            np.dot(t.T, own, a)
+            np.dot(of_items[: 1 + asked], t, sides[: 1 + asked])
         else:
-            for i in range(f):
-                for j in range(f):
-                    a[i, j] = s[i, j]
-                sides[0, i] = s[i, f]
-            for query in range(asked):
-                z = known[item_of[query_items[task, query]]]
-                for j in range(f):
-                    sides[1 + query, j] = z[j]
+            a[:] = s
+            sides[: 1 + asked] = of_items[: 1 + asked]
         for i in range(f):
             a[i, i] += prior_precision[i]
             sides[0, i] += prior_precision[i] * prior[user, i]
@@ -179,7 +163,7 @@ def adapt(
                 spread[task, query, k] = sides[1 + query, k]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def pull(
     known: Floats,
     item_of: Numbers,
@@ -198,6 +182,7 @@ def pull(
     mean: Floats,
     spread: Floats,
     told: Floats,
+    told_rating: Floats,
     at_score: Floats,
     at_variance: Floats,
     at_known: Floats,
@@ -216,11 +201,15 @@ def pull(
     through = np.empty((f, f), known.dtype)
     at_own = np.empty((f, f), known.dtype)
     matrix = np.empty((f, f), known.dtype)
-    across = np.empty((f, f), known.dtype)
     target = np.empty(f, known.dtype)
     vector = np.empty(f, known.dtype)
     features = np.empty(f, known.dtype)
-    pulled = np.empty(f, known.dtype)
+    of_features = np.empty(f, known.dtype)
+    longest = len(decay)
+    rows, pulled = np.empty((longest, size), known.dtype), np.empty((longest, size), known.dtype)
+    form, squares, waited = np.zeros((size, size), known.dtype), np.empty(size, known.dtype), np.empty(longest, known.dtype)
+    for newer in range(longest):
+        waited[newer] = math.log1p(newer)
     two = known.dtype.type(2)
     half = known.dtype.type(0.5)
     for task in range(len(starts) - 1):
@@ -250,38 +239,18 @@ def pull(
         # From here on of items as all users see them: through T.
         if len(to_user):
             t = to_user[user]
-            vector[:] = 0
+            np.dot(t, at_a, through)
+            np.dot(through, t.T, matrix)
+            np.dot(t, target, vector)
+            np.dot(s, through, at_own)
             for i in range(f):
                 for j in range(f):
-                    across[j, i] = t[i, j]
-            for i in range(f):
-                for j in range(f):
-                    through[i, j] = 0
-                    matrix[i, j] = 0
-                for k in range(f):
-                    by = t[i, k]
-                    for j in range(f):
-                        through[i, j] += by * at_a[k, j]
-                by = target[i]
-                for j in range(f):
-                    vector[j] += by * across[i, j]
-                for k in range(f):
-                    by = through[i, k]
-                    for j in range(f):
-                        matrix[i, j] += by * across[k, j]
-            for i in range(f):
-                by = s[i, f]
-                for j in range(f):
-                    at_own[i, j] = by * target[j]
-                for k in range(f):
-                    by = two * s[i, k]
-                    for j in range(f):
-                        at_own[i, j] += by * through[k, j]
+                    at_own[i, j] = two * at_own[i, j] + told_rating[task, i] * target[j]
         else:
             matrix[:] = at_a
             vector[:] = target
         for i in range(f):
-            at_precision += vector[i] * s[i, f]
+            at_precision += vector[i] * told_rating[task, i]
             for j in range(f):
                 at_precision += matrix[i, j] * s[i, j]
         of_group[group, f] += at_precision
@@ -293,49 +262,46 @@ def pull(
                 features[k] = at_score[task, query] * w[k] + two * at_variance[task, query] * spread[task, query, k]
             into = at_known[item]
             if len(to_user):
+                np.dot(to_user[user], features, of_features)
                 for i in range(f):
-                    by = features[i]
-                    for k in range(f):
-                        into[k] += by * across[i, k]
                     by = z[i]
                     for j in range(f):
                         at_own[i, j] += by * features[j]
             else:
-                for k in range(f):
-                    into[k] += features[k]
+                of_features[:] = features
+            for k in range(f):
+                into[k] += of_features[k]
             into[f] -= at_score[task, query]
         if len(to_user):
             for i in range(f):
                 for j in range(f):
                     at_to_user[user, i, j] += at_own[i, j]
 
-        # The derivative of N (z' M z + r v' z) by z, by r, and by the exponent of recency in N.
-        at_recency = known.dtype.type(0)
-        for place in range(starts[task], starts[task + 1]):
-            item = items[place]
-            z = known[item_of[item]]
-            newer = starts[task + 1] - 1 - place
-            weight, residual = decay[newer], ratings[place] + z[f]
-            pulled[:] = 0
-            for k in range(f):
-                by = z[k]
-                for j in range(f):
-                    pulled[j] += by * matrix[k, j]
-            square, straight = known.dtype.type(0), known.dtype.type(0)
-            for k in range(f):
-                square += z[k] * pulled[k]
-                straight += z[k] * vector[k]
-            into = at_known[item]
-            by = weight * residual
-            for k in range(f):
-                into[k] += two * weight * pulled[k] + by * vector[k]
-            into[f] += weight * straight
-            if newer:
-                at_recency -= weight * math.log1p(newer) * (square + residual * straight)
-        of_group[group, f + 1] += at_recency
+        # N (z' M z + r v' z) = N (z, r)' [[M, v/2], [v'/2, 0]] (z, r), by z and r, and by the exponent of recency in N.
+        begin, end = starts[task], starts[task + 1]
+        for i in range(f):
+            for j in range(f):
+                form[i, j] = two * matrix[i, j]
+            form[i, f] = vector[i]
+            form[f, i] = vector[i]
+        for place in range(begin, end):
+            z = known[item_of[items[place]]]
+            for k in range(size):
+                rows[place - begin, k] = z[k]
+            rows[place - begin, f] += ratings[place]
+        np.dot(rows[: end - begin], form, pulled[: end - begin])
+        squares[:] = 0
+        for place in range(begin, end):
+            newer = end - 1 - place
+            weight, into, row, by_row = decay[newer], at_known[items[place]], rows[place - begin], pulled[place - begin]
+            slower = half * weight * waited[newer]
+            for k in range(size):
+                into[k] += weight * by_row[k]
+                squares[k] -= slower * row[k] * by_row[k]
+        of_group[group, f + 1] += squares.sum()
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def follow(
     values: Floats,
     moments: Floats,

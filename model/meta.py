@@ -300,13 +300,13 @@ class Optimiser:
             table = model.tables[name]
             rows = table.admit(part.keys)
             # Keys past the table's bound share a row, and their gradients add up.
-            place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-            summed = part.values
-            if len(place) < len(rows):
+            summed, at = part.values, rows
+            if len(set(rows)) < len(rows):
+                place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
                 into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
-                summed = summed.new_zeros(len(place), table.width).index_add_(0, into, summed)
-            self._follow_rows(name, np.fromiter(place, np.int64, len(place)), summed, scale)
-            changed[name] = [table.keys[row] for row in place]
+                summed, at = summed.new_zeros(len(place), table.width).index_add_(0, into, summed), list(place)
+            self._follow_rows(name, np.array(at, np.int64), summed, scale)
+            changed[name] = [table.keys[row] for row in at]
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed

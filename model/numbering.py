@@ -43,7 +43,7 @@ def bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor
     return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def number(
     values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
@@ -90,7 +90,7 @@ def number(
     return of_support, of_query, kind[:numbers], distinct[:different], ends, starts
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def scatter(
     rows: Numbers,
     weights: Floats,

@@ -1,0 +1,55 @@
+"""Timing several ways of doing the same, by turns, in one run: what is slow for a while on the machine is slow for all of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+
+def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: int = 3) -> dict[str, list[float]]:
+    """Seconds of each call, by turns, for so long altogether and ``least`` times at least; the first call of each does not count."""
+    for call in calls.values():
+        call()
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    end, turns = time.monotonic() + seconds, 0
+    while turns < least or time.monotonic() < end:
+        turns += 1
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            took[name].append(time.perf_counter() - began)
+    return took
+
+
+def rates(took: Mapping[str, list[float]], count: int) -> dict[str, float]:
+    """How many a second, by the median of the repetitions."""
+    return {name: count / statistics.median(each) for name, each in took.items()}
+
+
+def ratios(took: Mapping[str, list[float]], of: str) -> dict[str, float]:
+    """How many times as long as ``of`` each other took, by the median over turns: both sides of a ratio are of the same moment."""
+    return {name: statistics.median(a / b for a, b in zip(each, took[of], strict=True)) for name, each in took.items() if name != of}
+
+
+def spread(took: list[float], count: int) -> str:
+    """From the tenth to the ninetieth percentile of the rates."""
+    low, high = np.quantile(took, [0.1, 0.9])
+    return f"{count / high:,.0f} to {count / low:,.0f}"
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on, and with what."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "numba": numba.__version__}
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return versions | {"system": platform.platform(), "processor": model, "cores": len(os.sched_getaffinity(0))}
