@@ -124,7 +124,8 @@ def coldstream(name: str, data: Path, events: int) -> dict[str, Any]:
     batch, update = SYSTEMS[name]
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        command = [sys.executable, "-m", "consumers.cli", "demo", "--data", str(data), "--out", folder, "--port", "0"]
+        coldstream = [sys.executable, "-c", "from consumers.cli import main; main()"]
+        command = [*coldstream, "demo", "--data", str(data), "--out", folder, "--port", "0"]
         sizes = ["--micro-batch", str(batch), "--meta-update", str(update), "--events", str(events)]
         subprocess.run([*command, *sizes], check=True, capture_output=True)
         whole = time.perf_counter() - began

@@ -240,6 +240,7 @@ class Settings(Section):
     group: str = setting("coldstream", "Consumer group of the workers, and stem of transactional ids.", min_length=1, max_length=100)
     seed: int = setting(1, "Of every random choice.", ge=0, le=2**63 - 1)
     threads: int = setting(0, "Threads for arithmetic; 0 takes the cores that this process may use.", "threads", ge=0, le=1024)
+    device: Literal["cpu", "cuda"] = setting("cpu", "Where adapting and learning are computed; cuda needs a GPU that torch can use.")
     preset: Literal["default", "paper"] = setting("default", "Values right above the defaults: paper is MAMO as printed.")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe message that is logged.")
     log_format: Literal["auto", "console", "json"] = setting("auto", "auto: console on a terminal, JSON lines elsewhere.")

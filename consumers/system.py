@@ -6,9 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that is limited below
 import torch
+from threadpoolctl import ThreadpoolController
 
 from consumers import patience
+from consumers.layers import SettingsError
 from consumers.opening import connect, endpoint, topics_of
 from consumers.trainer import Trainer
 from consumers.versions import Versions
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
 
 
 def new_model(settings: Settings) -> Mamo:
-    """Version 0 of the model: what settings and seed make of it."""
+    """Version 0 of the model: what settings and seed make of it. Raises `SettingsError` for a device that is not there."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(["device: cuda is not available here (torch sees no GPU that it can use); leave it at cpu"])
     scale = (settings.rating.minimum, settings.rating.maximum)
-    return Mamo(settings.model, settings.feature_schema, scale, seed=settings.seed)
+    return Mamo(settings.model, settings.feature_schema, scale, seed=settings.seed, device=settings.device)
 
 
 class System:
@@ -38,6 +43,8 @@ class System:
         self.settings = settings
         # A step's products are small: a second thread saves it little, and takes a core from the trainer or the broker.
         torch.set_num_threads(max(1, settings.cores() // 2))
+        # What Numba's loops multiply is smaller still, and its BLAS would take every core of the machine.
+        ThreadpoolController().select(internal_api="openblas").limit(limits=1)
         self._stack = ExitStack()
         self.topics = topics_of(settings)
         self.log = log or self._stack.enter_context(connect(settings, create=True))

@@ -75,12 +75,15 @@ class Mamo:
         *,
         seed: int = 1,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         self.settings = settings
         self.scale = scale
         self.dtype = dtype
+        self.device = torch.device(device)
+        """Where `forward` runs. What a version holds stays in main memory, and what a batch touches is copied."""
         self.closed_form = settings.local == "closed_form"
-        self.plain = self.closed_form and settings.inner_steps > 0
+        self.plain = (self.closed_form and settings.inner_steps > 0) or self.device.type != "cpu"
         """Whether `forward` and autograd adapt and differentiate, where an engine could: tests and benchmarks set it so."""
         d = settings.embedding_size
         # Where no feature is declared there still is a profile: the embedding of knowing nothing.
@@ -166,21 +169,22 @@ class Mamo:
         return phi
 
     def leaves(self, batch: Batch, *, requires_grad: bool) -> tuple[Leaves, Batch]:
-        """Copy out what the batch touches; its row numbers then point into the copies."""
+        """Copy out what the batch touches, to the model's device; its row numbers then point into the copies."""
 
         def touched(rows: Tensor, table: Table) -> tuple[list[str], Tensor, Tensor]:
             unique, inverse = first_seen(rows.numpy())
-            values = table.values[torch.from_numpy(unique)].requires_grad_(requires_grad)
+            values = table.values[torch.from_numpy(unique)].to(self.device).requires_grad_(requires_grad)
             return [table.keys[row] for row in unique.tolist()], values, torch.from_numpy(inverse)
 
         user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
         item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)
-        phi = {name: value.detach().requires_grad_(requires_grad) for name, value in self.phi.items()}
-        return Leaves(phi, user_keys, user_values, item_keys, item_values), batch._replace(user_rows=user_rows, item_rows=item_rows)
+        phi = {name: value.detach().to(self.device).requires_grad_(requires_grad) for name, value in self.phi.items()}
+        batch = batch._replace(user_rows=user_rows, item_rows=item_rows).to(self.device)
+        return Leaves(phi, user_keys, user_values, item_keys, item_values), batch
 
     def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
         """Adapt every task of a batch of one group to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
-        settings, phi, memory = self.settings, leaves.phi, self.memory
+        settings, phi, memory = self.settings, leaves.phi, self.memory.to(self.device)
         support = Support(*map(batch.support.padded, (batch.support.items, batch.support.ratings, torch.ones_like(batch.support.newer))))
 
         # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).
@@ -219,7 +223,7 @@ class Mamo:
 
         # The last layer, exactly (the design's closed form).
         e_u = self._network(fast, "user", settings.layers, p_u[task][:, None])
-        prior, profile_prior = self._prior(fast, e_u, attention[task])
+        prior, profile_prior = self._prior(fast, e_u, attention[task] @ memory.weights)
         precision = phi["log_precision"].exp()
         weight = precision * support.mask
         if "recency" in phi:
@@ -266,12 +270,12 @@ class Mamo:
         of_user, of_item = fast["mixing"].mT.chunk(2, 1)
         return x @ torch.cat([pad(of_item, (0, 1)), pad(e_u @ of_user, (0, 1), value=1.0)], 1)
 
-    def _prior(self, fast: Weights, e_u: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """The prior mean w0 (B, F) of the last layer: what the profile predicts, plus what M_w remembers of users like this one, gated."""
+    def _prior(self, fast: Weights, e_u: Tensor, remembered: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior mean w0 (B, F) of the last layer: what the profile predicts, plus what M_w ``remembered`` (B, F) of users like this."""
         of_profile = e_u[:, 0] @ fast["prior.weight"] + fast["prior.bias"]
         if not self.settings.task_memory:
             return of_profile, of_profile
-        return of_profile + fast["gate"] * (attention @ self.memory.weights), of_profile
+        return of_profile + fast["gate"] * remembered, of_profile
 
     def _inner_loop(self, fast: Weights, support: Support, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
         """Eq. 11. Before a closed form the last layer stands at what the profile predicts of it."""
@@ -288,7 +292,7 @@ class Mamo:
                 return self._rate(weights, p_u, p_i[support.items])
             e_u = self._network(weights, "user", settings.layers, p_u[:, None])
             x = self._features(weights, e_u, p_i, support.items)
-            of_profile, _ = self._prior(weights, e_u, p_u.new_zeros(tasks, len(self.memory.weights)))
+            of_profile = self._prior(weights, e_u, torch.zeros_like(weights["gate"]))[1]
             return weights["mean"] + bias[support.items] + (x @ of_profile[..., None])[..., 0]
 
         return gradient_steps(

@@ -37,6 +37,10 @@ class Memory:
         cosine = normalize(looked, dim=1, eps=1e-8) @ normalize(self.profile, dim=1, eps=1e-8).T
         return torch.softmax(temperature * cosine, -1)
 
+    def to(self, device: torch.device) -> Memory:
+        """The same on a device; itself where it is there already."""
+        return self if self.profile.device == device else Memory(**{name: value.to(device) for name, value in vars(self).items()})
+
     def row_spread(self) -> float:
         """How different the rows of M_P are: one less their mean pairwise cosine, 0 when all are collinear."""
         k = len(self.profile)

@@ -55,9 +55,9 @@ class Scores:
 
     def __init__(self, prediction: Prediction, scale: tuple[float, float]) -> None:
         low, high = scale
-        self.score = prediction.score.detach().nan_to_num(nan=(low + high) / 2, posinf=high, neginf=low).clamp(low, high)
+        self.score = prediction.score.detach().cpu().nan_to_num(nan=(low + high) / 2, posinf=high, neginf=low).clamp(low, high)
         width = high - low
-        self.sd = None if prediction.variance is None else prediction.variance.detach().sqrt().nan_to_num(nan=width, posinf=width)
+        self.sd = None if prediction.variance is None else prediction.variance.detach().cpu().sqrt().nan_to_num(nan=width, posinf=width)
 
     def pairs(self) -> list[tuple[float, float | None]]:
         """Score and standard deviation of each task's first query."""
@@ -197,11 +197,11 @@ def _by_autograd(model: Mamo, adapted: Adapted, at_score: Tensor, users: Tensor)
         mixing = None if prediction.mixing is None else of_users.pop()
         theta_u = torch.cat([part.flatten(1) for part in of_users], 1)
     return engine.Gradients(
-        vectors=torch.cat([part.flatten() for part in found])[None],
-        user_rows=[(leaves.user_keys, of_user_rows)],
-        item_rows=[(leaves.item_keys, of_items)],
-        theta_u=theta_u,
-        mixing=mixing,
+        vectors=torch.cat([part.flatten() for part in found])[None].cpu(),
+        user_rows=[(leaves.user_keys, of_user_rows.cpu())],
+        item_rows=[(leaves.item_keys, of_items.cpu())],
+        theta_u=None if theta_u is None else theta_u.cpu(),
+        mixing=None if mixing is None else mixing.cpu(),
     )
 
 
@@ -212,22 +212,21 @@ def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, found: eng
     user's last task.
     """
     settings, memory = model.settings, model.memory
-    users, tasks = list(writing), list(writing.values())
+    users, tasks, batch = list(writing), list(writing.values()), batch.to(memory.centre.device)
     queries = batch.query_mask.new_zeros(len(batch.users)).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)[users]
     gradient = memory.gradient.new_zeros(len(users), memory.gradient.shape[1])
     if found.theta_u is not None:
         gradient = found.theta_u / queries[:, None]
     change = memory.mixing.new_zeros(len(users), *memory.mixing.shape[1:])
     if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
-        change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach()
+        change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach().cpu()
     elif found.mixing is not None:
         change = -settings.task_step * found.mixing / queries[:, None, None]
     weights = memory.weights.new_zeros(len(users), memory.weights.shape[1])
     if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-        weights = (prediction.last_layer[tasks] - prediction.last_layer_prior[tasks]).detach()
-    return Writes.of_users(
-        settings, memory.centre, prediction.attention[users].detach(), prediction.p_u[users].detach(), gradient, change, weights
-    )
+        weights = (prediction.last_layer[tasks] - prediction.last_layer_prior[tasks]).detach().cpu()
+    attention, p_u = (value[users].detach().cpu() for value in (prediction.attention, prediction.p_u))
+    return Writes.of_users(settings, memory.centre, attention, p_u, gradient, change, weights)
 
 
 def total(gradients: Sequence[Gradient]) -> Gradient:

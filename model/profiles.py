@@ -111,7 +111,7 @@ class Profiles:
 
     def embed(self, rows: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Sum each feature's weighted rows: (n, slots) into ``values`` (m, width) -> (n, features, width)."""
-        starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten()
+        starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten().to(rows.device)
         return bags(values, rows.flatten(), starts, weights.flatten().to(values.dtype)).view(len(rows), len(self.spans), -1)
 
     def embed_back(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +98,17 @@ class Batch(NamedTuple):
     """Of each group the tasks; likewise its users and its items."""
     users_of: list[slice]
     items_of: list[slice]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on a device."""
+        if self.user_of.device == device:
+            return self
+
+        def moved(parts: dict[str, Any]) -> dict[str, Any]:
+            return {name: value.to(device) for name, value in parts.items() if isinstance(value, Tensor)}
+
+        support = self.support._replace(**moved(self.support._asdict()))
+        return self._replace(support=support, **moved(self._asdict()))
 
 
 def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
