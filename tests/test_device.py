@@ -1,4 +1,4 @@
-"""The same tests of scores, gradients and writes on a GPU, where there is one, against main memory; and what is said where there is none."""
+"""Scores, gradients and writes on a GPU, where there is one, against main memory; and what is said where there is none."""
 
 from __future__ import annotations
 
