@@ -130,7 +130,7 @@ def coldstream(name: str, data: Path, events: int) -> dict[str, Any]:
         subprocess.run([*command, *sizes], check=True, capture_output=True)
         whole = time.perf_counter() - began
         report: Mapping[str, Any] = json.loads((Path(folder) / "report.json").read_text())
-    errors = report["results"]["coldstream"]["all"]
+    errors = report["results"]["coldstream"]
     return {
         "name": name,
         "events_per_second": report["events_per_second"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that is limited below
+import structlog
 import torch
 from threadpoolctl import ThreadpoolController
 
@@ -17,7 +19,8 @@ from consumers.trainer import Trainer
 from consumers.versions import Versions
 from consumers.worker import Worker
 from model.mamo import Mamo
-from model.meta import Optimiser
+from model.meta import Optimiser, adapt, differentiate
+from model.tasks import Task
 from streaming.health import Health
 from streaming.metrics import Metrics
 
@@ -28,12 +31,28 @@ if TYPE_CHECKING:
     from streaming.log import Log
 
 
+logger = structlog.get_logger()
+
+COMPILED_SECONDS = 2.0
+"""Reading what was compiled before takes less."""
+
+
 def new_model(settings: Settings) -> Mamo:
     """Version 0 of the model: what settings and seed make of it. Raises `SettingsError` for a device that is not there."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError(["device: cuda is not available here (torch sees no GPU that it can use); leave it at cpu"])
     scale = (settings.rating.minimum, settings.rating.maximum)
     return Mamo(settings.model, settings.feature_schema, scale, seed=settings.seed, device=settings.device)
+
+
+def compile_loops(settings: Settings) -> None:
+    """Have every loop compiled, or read from where it was kept, before anybody waits: a step that did it would be late by seconds."""
+    began, model = time.monotonic(), new_model(settings)
+    task = Task("", [""], [settings.rating.minimum], [""], [settings.rating.minimum])
+    (gradient,), writes = differentiate(model, adapt(model, [task], learning=True), [""])
+    Optimiser(model).step(gradient, writes)
+    if (seconds := time.monotonic() - began) > COMPILED_SECONDS:
+        logger.info("loops compiled; next time they are read", seconds=round(seconds, 1))
 
 
 class System:
@@ -55,6 +74,7 @@ class System:
 
     def worker(self) -> Worker:
         """A worker at the newest model version, without partitions yet."""
+        compile_loops(self.settings)
         model = new_model(self.settings)
         names = {name: topic.name for name, topic in self.topics.items()}
         versions = Versions(self.log, names, self.settings.digest(), model)
@@ -67,6 +87,7 @@ class System:
 
     def learner(self, beat: Callable[[], object] = lambda: None) -> Versions:
         """A model with its optimiser at the newest version, for whoever trains or stands by to."""
+        compile_loops(self.settings)
         model = new_model(self.settings)
         names = {name: topic.name for name, topic in self.topics.items()}
         return Versions(self.log, names, self.settings.digest(), model, Optimiser(model), beat)

@@ -10,7 +10,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
+
+from model.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def outer(known: Floats) -> Floats:
     """The products of each row (I, E) with itself, upper triangle row by row but for the last one: (I, E (E + 1) / 2 - 1)."""
     items, size = known.shape
@@ -33,7 +34,7 @@ def outer(known: Floats) -> Floats:
     return packed
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def adapt(
     known: Floats,
     item_of: Numbers,
@@ -163,7 +164,7 @@ def adapt(
                 spread[task, query, k] = sides[1 + query, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def pull(
     known: Floats,
     item_of: Numbers,
@@ -301,7 +302,7 @@ def pull(
         of_group[group, f + 1] += squares.sum()
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def follow(
     values: Floats,
     moments: Floats,

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from model.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor
     return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def number(
     values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
@@ -90,7 +91,7 @@ def number(
     return of_support, of_query, kind[:numbers], distinct[:different], ends, starts
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@compiled
 def scatter(
     rows: Numbers,
     weights: Floats,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model import kernels
+from model.compiled import compiled
 from model.meta import CLOCK
 from model.numbering import number, scatter
 
@@ -77,3 +81,17 @@ def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: in
     kernels.follow(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     np.testing.assert_allclose(moments, after, rtol=1e-12)
+
+
+def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+
+    def njit(**options: Any) -> Callable[[Callable[[], int]], Callable[[], int]]:  # noqa: ANN401
+        asked.append("cache" in options)
+        if "cache" in options:
+            raise RuntimeError("cannot cache function 'one': no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr("model.compiled.njit", njit)
+    assert compiled(lambda: 1)() == 1
+    assert asked == [True, False]
