@@ -65,9 +65,12 @@ evaluate: data ## the paper's protocol: the four scenarios of warm and cold user
 kill-demo: data ## the demo, killed with kill -9 at ten random moments; its scores must not change
 	$(BIN)/python -m benchmarks.kill_demo $(ARGS)
 
-bench: $(ENV) ## measure speed: adapting and learning, the engine beside the plain model; the embedded log
+bench: data ## measure speed, each beside what does the same: adapting, learning, the best of a catalogue; the stream; growth (half an hour)
 	$(BIN)/python -m benchmarks.adaptation
-	$(BIN)/python -m benchmarks.embedded_log $(ARGS)
+	$(BIN)/python -m benchmarks.stream
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.embedded_log
+	$(BIN)/python -m benchmarks.performance
 
 bench-kafka: data $(PEERS) ## measure end to end on a real Apache Kafka, quixstreams beside it (needs Java 17 and Maven; half an hour)
 	$(BIN)/python -m benchmarks.end_to_end $(ARGS)

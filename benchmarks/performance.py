@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,19 +77,70 @@ def latency(runs: Sequence[Run]) -> str:
 
 
 def adaptation(runs: Sequence[Run]) -> str:
-    """Users a second by the engine and by the plain model, each the median of its repetitions."""
+    """Users a second by the engine, the median of its repetitions, and how many times as long each peer took, the median over turns."""
+    peers = ("plain", "loop", "vmap", "bare")
 
     def cells(run: Run) -> list[str]:
-        rates = run["users_per_second"]
-        return [
-            run["name"],
-            f"{rates['engine']:,.0f}",
-            f"{rates['plain']:,.0f}",
-            f"{run['ratio']:.1f}",
-            f"{len(run['seconds']['engine']):,}",
-        ]
+        beside = (f"{run['ratios'][name]:.2f}" if name in run["ratios"] else "" for name in peers)
+        low, high = deciles(run["seconds"]["engine"])
+        spread = f"{run['users'] / high:,.0f} to {run['users'] / low:,.0f}"
+        return [run["name"], str(run["threads"]), f"{run['users_per_second']['engine']:,.0f}", spread, *beside]
 
-    return table(["", "engine users/s", "plain model users/s", "ratio", "repetitions"], map(cells, runs))
+    return table(["", "threads", "engine users/s", "its deciles", "plain", "loop", "vmap(grad)", "bare products"], map(cells, runs))
+
+
+def deciles(took: Sequence[float]) -> tuple[float, float]:
+    """The tenth and the ninetieth percentile."""
+    ordered = sorted(took)
+    return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+
+
+def limit(runs: Sequence[Run]) -> str:
+    """What gradient steps cannot do without, and the share of it that the engine reaches."""
+    rows = []
+    for run in runs:
+        if run["products_flop"]:
+            bare = statistics.median(run["seconds"]["bare"])
+            flop = run["products_flop"]
+            share = f"{100 * run['ratios']['bare']:.0f} %"
+            rows.append([run["name"], f"{flop / run['users'] / 1e6:.2f}", f"{flop / bare / 1e9:.0f}", f"{run['users'] / bare:,.0f}", share])
+    return table(["", "MFLOP a user", "GFLOP/s of the bare products", "users/s of these", "reached"], rows)
+
+
+def catalogue(runs: Sequence[Run]) -> str:
+    """Milliseconds a user, the median of the repetitions."""
+    ways = ("adapt", "adapt and choose", "after a new version", "bare products")
+
+    def cells(run: Run) -> list[str]:
+        took = run["seconds"]
+        return [run["name"], *(f"{1e3 * statistics.median(took[way]) / run['users']:.2f}" if way in took else "" for way in ways)]
+
+    return table(["", *(f"{way}, ms" for way in ways)], map(cells, runs))
+
+
+def growth(runs: Sequence[Run]) -> str:
+    """What an event costs at each size, medians over repetitions."""
+    cases: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        cases.setdefault((run["curve"], run["size"]), []).append(run)
+
+    def cells(case: tuple[str, int], found: Sequence[Run]) -> list[str]:
+        low, high = min(run["processor_us"] for run in found), max(run["processor_us"] for run in found)
+        middle = statistics.median(run["processor_us"] for run in found)
+        memory = max(run["memory_peak_bytes"] for run in found) / 1e6
+        return [f"{case[1]:,} {case[0]}", f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{memory:,.0f}"]
+
+    return table(["", "us of processor an event", "of all repetitions", "resident MB"], (cells(*item) for item in cases.items()))
+
+
+def stream(runs: Sequence[Run]) -> str:
+    """Events a second and what they are worth."""
+
+    def cells(run: Run) -> list[str]:
+        whole = f"{run['whole_seconds']:.0f}" if "whole_seconds" in run else ""
+        return [run["name"], str(run["cores"]), f"{run['events_per_second']:,.0f}", f"{run['mae']:.4f}", f"{run['rmse']:.4f}", whole]
+
+    return table(["", "cores", "events/s", "MAE", "RMSE", "the whole run, s"], map(cells, runs))
 
 
 def sections(results: Path = RESULTS) -> dict[str, str]:
@@ -98,6 +150,10 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
     for run in measured["runs"]:
         kinds.setdefault(run["kind"], []).append(run)
     machine = measured["machine"]
+
+    def runs(name: str, kind: str = "") -> list[Run]:
+        return [run for run in json.loads((results / name).read_text())["runs"] if not kind or run["kind"] == kind]
+
     return {
         "machine": f"{machine['cores']} cores, Python {machine['python']}, {machine['system']}",
         "throughput": throughput(kinds["capacity"]),
@@ -105,7 +161,11 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "latency": latency(kinds["latency"]),
         "disturbed": latency(kinds["disturbed"]),
         "sustained": latency(kinds["sustained"]),
-        "adaptation": adaptation(json.loads((results / "adaptation.json").read_text())["runs"]),
+        "adaptation": adaptation(runs("adaptation.json", "adaptation")),
+        "limit": limit(runs("adaptation.json", "adaptation")),
+        "catalogue": catalogue(runs("adaptation.json", "catalogue")),
+        "growth": growth(runs("growth.json")),
+        "stream": stream(runs("stream.json")),
     }
 
 

@@ -68,9 +68,9 @@ def factorisation_machine(stream: Stream) -> Callable[[str, str, float], float]:
     """River's FMRegressor at the best settings found for these events; scores, then learns."""
     model = facto.FMRegressor(
         n_factors=10,
-        weight_optimizer=optim.SGD(0.025),
-        latent_optimizer=optim.SGD(0.05),
-        intercept=3.0,
+        weight_optimizer=optim.SGD(0.01),
+        latent_optimizer=optim.SGD(0.01),
+        intercept=3.5,
         latent_initializer=optim.initializers.Normal(mu=0.0, sigma=0.05, seed=1),
         sample_normalization=False,
         seed=1,

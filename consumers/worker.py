@@ -185,7 +185,8 @@ class Worker:
         for letter in tables.letters:
             reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
             reasons[reason] = reasons.get(reason, 0) + 1
-        return self._observe(number, records, taken, learned, reasons)
+        with stage("observe"):
+            return self._observe(number, records, taken, learned, reasons)
 
     def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
         """The valid events with their sources, dead letters for the others, and the count of these by reason."""

@@ -64,9 +64,6 @@ def _solve(
     p_u = model.users.embed(batch.user_rows, batch.user_weights, user_values).flatten(1)
     p_i = model.items.embed(batch.item_rows, batch.item_weights, item_values)[..., :-1].flatten(1)
     attention = memory.attention(p_u, settings.temperature, centred=settings.centred)
-    mixing = None
-    if settings.task_memory:
-        mixing = (attention @ memory.mixing.flatten(1)).view(-1, *memory.mixing.shape[1:])  # Eq. 7
     support = batch.support
     items, ratings, mask = map(support.padded, (batch.item_of[support.items], support.ratings, torch.ones_like(support.ratings)))
     lengths = torch.diff(support.bounds)
@@ -74,7 +71,7 @@ def _solve(
     for tasks in alike(lengths):
         n = max(1, int(lengths[tasks].max()))
         own = of_users(batch.user_of[tasks], len(p_u))
-        networks = start(model, phi, own(attention), None if mixing is None else own(mixing))
+        networks = start(model, phi, own(attention))
         passed = networks.fix(own(p_u)[:, None], embedding(items[tasks, :n], p_i))
         slopes = 2 * settings.inner_rate * mask[tasks, :n] / lengths[tasks, None].clamp(min=1)
         steps = 0 if settings.local == "none" else settings.inner_steps
@@ -87,14 +84,16 @@ def _solve(
         parts.append(Part(tasks, networks, query))
     order = torch.argsort(torch.cat([part.tasks for part in parts]))
     score = torch.cat([part.query.score for part in parts])[order]
-    adapted = mixing
-    if learning and mixing is not None and settings.adapts_inner_layers:
+    mixing = adapted = None
+    if learning and settings.task_memory:
+        mixing = adapted = (attention @ memory.mixing.flatten(1)).view(-1, *memory.mixing.shape[1:])
+    if mixing is not None and settings.adapts_inner_layers:
         adapted = torch.cat([torch.cat([half.dense()[0] for half in part.networks.joint], 1) for part in parts])[order].mT
     return Prediction(score, None, attention, p_u, [], adapted, mixing, None, None), Stepped(parts, order, None)
 
 
-def start(model: Mamo, phi: dict[str, Tensor], attention: Tensor, mixing: Tensor | None) -> Networks:
-    """The networks of tasks whose users have ``attention`` (B, K) and M_uI ``mixing`` (B, d_e, 2 d_e), before adaptation (Eq. 7, 9, 10)."""
+def start(model: Mamo, phi: dict[str, Tensor], attention: Tensor) -> Networks:
+    """The networks of tasks whose users have this attention (B, K), before adaptation (Eq. 7, 9, 10)."""
     settings, memory = model.settings, model.memory
     theta_u = [phi[name] for name in model.user_names]
     user = layers(theta_u)
@@ -103,10 +102,12 @@ def start(model: Mamo, phi: dict[str, Tensor], attention: Tensor, mixing: Tensor
         rows = [row.view(-1, *theta.shape) for row, theta in zip(torch.split(memory.gradient, sizes, 1), theta_u, strict=True)]
         shift = zip(rows[::2], rows[1::2], user, strict=True)
         user = [Blended(-settings.tau * attention, weights, biases, layer) for weights, biases, layer in shift]
-    if mixing is None:
+    if not settings.task_memory:
         return Networks(settings, phi, user, None)
-    d = settings.embedding_size
-    return Networks(settings, phi, user, (Blended(attention, memory.mixing[..., :d].mT, None, None), Fast(mixing[..., d:].mT, None)))
+    of_user, of_item = memory.mixing.mT.chunk(2, 1)  # (K, d_e, d_e) each, from e_u and from e_i
+    # Unlike a user's one row, the rows of a support's items are too many for a blend.
+    own = Fast((attention @ of_item.flatten(1)).view(-1, *of_item.shape[1:]), None)
+    return Networks(settings, phi, user, (Blended(attention, of_user, None, None), own))
 
 
 def of_users(user: Tensor, count: int) -> Callable[[Tensor], Tensor]:
