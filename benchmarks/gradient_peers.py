@@ -71,9 +71,9 @@ def given(model: Mamo, tasks: Sequence[Task]) -> Given:
         for name, b in zip(model.user_names, shift, strict=True)
     }
     theta["mixing"] = (attention @ model.memory.mixing.flatten(1)).view(-1, *model.memory.mixing.shape[1:])
-    items = batch.item_of[batch.support.padded(batch.support.items)]
+    support = batch.support.padded()
     asked = embedding(batch.item_of[batch.query_items], p_i)
-    return Given(theta, p_u, embedding(items, p_i), batch.support.padded(batch.support.ratings), asked)
+    return Given(theta, p_u, embedding(batch.item_of[support.items], p_i), support.ratings, asked)
 
 
 def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:

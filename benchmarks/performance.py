@@ -13,7 +13,6 @@ from typing import Any
 
 PAGE = Path("docs/performance.md")
 RESULTS = Path("benchmarks/results")
-STAGES = ("poll", "decode", "support", "adapt", "gradient", "encode", "commit", "adopt")
 Run = Mapping[str, Any]
 
 
@@ -57,12 +56,14 @@ def throughput(runs: Sequence[Run]) -> str:
 
 def stages(runs: Sequence[Run]) -> str:
     """Where a worker's time goes: by the clock and, after the stroke, of its own thread's processor, both in microseconds an event."""
+    workers = [run for run in runs if run["system"] != "quixstreams"]
+    measured = [stage for stage, used in workers[0]["worker"]["stages"].items() if used]
 
     def cells(run: Run) -> list[str]:
         seen = run["worker"]
-        return [" / ".join(f"{1e6 * seen[of][stage] / run['scored']:,.0f}" for of in ("stages", "processor")) for stage in STAGES]
+        return [" / ".join(f"{1e6 * seen[of][stage] / run['scored']:,.0f}" for of in ("stages", "processor")) for stage in measured]
 
-    return table(["", *STAGES], ([run["name"], *cells(run)] for run in runs if run["system"] != "quixstreams"))
+    return table(["", *measured], ([run["name"], *cells(run)] for run in workers))
 
 
 def latency(runs: Sequence[Run]) -> str:

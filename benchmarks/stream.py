@@ -27,8 +27,10 @@ from river import facto, optim
 
 from benchmarks.measuring import machine
 from benchmarks.performance import save
+from consumers.datasets import DataSet, load
 from consumers.demo_files import require_data
 from streaming.peers import RiverBiasedMF
+from streaming.validation import Limits
 
 RESULTS = Path("benchmarks/results/stream.json")
 SCALE = (1.0, 5.0)
@@ -39,24 +41,10 @@ console = Console()
 Features = dict[str, float]
 
 
-class Stream:
-    """The events, oldest first, and the profiles of users and items as features of a factorisation machine."""
-
-    def __init__(self, data: Path, events: int) -> None:
-        rows = [line.split("\t") for line in (data / "ml-100k.inter").read_text().splitlines()[1:]]
-        rows.sort(key=lambda row: float(row[3]))
-        self.events = [(user, item, float(rating)) for user, item, rating, _ in rows[:events]]
-        self.users = {
-            user: {f"u{user}": 1.0, f"gender={gender}": 1.0, f"job={job}": 1.0, f"age={int(age) // 10}": 1.0}
-            for user, age, gender, job, _ in self._rows(data / "ml-100k.user")
-        }
-        self.items = {
-            item: {f"i{item}": 1.0, f"year={year[:3]}": 1.0} | {f"class={name}": 1.0 for name in classes.split()}
-            for item, _, year, classes in self._rows(data / "ml-100k.item")
-        }
-
-    def _rows(self, path: Path) -> list[list[str]]:
-        return [line.split("\t") for line in path.read_text(errors="replace").splitlines()[1:]]
+def features_of(side: str, key: str, profile: Mapping[str, Any]) -> Features:
+    """An id and a profile as the features of a factorisation machine, each value one of its own."""
+    values = [(name, part) for name, value in profile.items() for part in (value if isinstance(value, list) else [value])]
+    return {f"{side}={key}": 1.0} | {f"{name}={value}": 1.0 for name, value in values}
 
 
 def clipped(score: float) -> float:
@@ -64,7 +52,7 @@ def clipped(score: float) -> float:
     return min(SCALE[1], max(SCALE[0], score))
 
 
-def factorisation_machine(stream: Stream) -> Callable[[str, str, float], float]:
+def factorisation_machine(data: DataSet) -> Callable[[str, str, float], float]:
     """River's FMRegressor at the best settings found for these events; scores, then learns."""
     model = facto.FMRegressor(
         n_factors=10,
@@ -76,8 +64,11 @@ def factorisation_machine(stream: Stream) -> Callable[[str, str, float], float]:
         seed=1,
     )
 
+    users = {key: features_of("user", key, profile) for key, profile in data.users.items()}
+    items = {key: features_of("item", key, profile) for key, profile in data.items.items()}
+
     def step(user: str, item: str, rating: float) -> float:
-        x: Features = stream.users.get(user, {}) | stream.items.get(item, {})
+        x = users[user] | items[item]
         score = clipped(float(model.predict_one(x)))  # type: ignore[no-untyped-call]
         model.learn_one(x, rating)  # type: ignore[no-untyped-call]
         return score
@@ -85,7 +76,7 @@ def factorisation_machine(stream: Stream) -> Callable[[str, str, float], float]:
     return step
 
 
-def biased_mf(_: Stream) -> Callable[[str, str, float], float]:
+def biased_mf(_: DataSet) -> Callable[[str, str, float], float]:
     """River's BiasedMF, as the report of `make demo` has it."""
     peer = RiverBiasedMF(SCALE)
 
@@ -100,13 +91,13 @@ def biased_mf(_: Stream) -> Callable[[str, str, float], float]:
 PEERS = {"river FMRegressor with profiles": factorisation_machine, "river BiasedMF": biased_mf}
 
 
-def fed(name: str, stream: Stream) -> dict[str, Any]:
+def fed(name: str, data: DataSet, events: int) -> dict[str, Any]:
     """A peer in a loop over the events."""
-    step = PEERS[name](stream)
+    step, taken = PEERS[name](data), [(event.user, event.item, event.rating) for event in data.interactions[:events]]
     began = time.perf_counter()
-    scores = np.array([step(*event) for event in stream.events])
+    scores = np.array([step(*event) for event in taken])
     seconds = time.perf_counter() - began
-    errors = scores - np.array([rating for _, _, rating in stream.events])
+    errors = scores - np.array([rating for _, _, rating in taken])
     return errors_of(errors) | {"name": name, "events_per_second": len(errors) / seconds, "seconds": seconds}
 
 
@@ -151,10 +142,10 @@ def main(
     """Measure events a second and the error that they are worth, one core for each."""
     require_data(data)
     cores = sorted(os.sched_getaffinity(0))
-    stream, runs = Stream(data, events), list[dict[str, Any]]()
+    read, runs = load(data, Limits()), list[dict[str, Any]]()
     for name in track([*SYSTEMS, *PEERS] * repetitions, "stream", console=console):
         os.sched_setaffinity(0, cores[-1:])
-        run = coldstream(name, data, events) if name in SYSTEMS else fed(name, stream)
+        run = coldstream(name, data, events) if name in SYSTEMS else fed(name, read, events)
         runs.append(run | {"events": events, "cores": 1})
     os.sched_setaffinity(0, cores)
     if len(cores) > 1:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from model import history
-from model.tasks import History
+from model.history import History
 
 if TYPE_CHECKING:
     from streaming.events import Support
@@ -27,21 +26,21 @@ class Histories:
     def of(self, sets: SupportSets, user: str) -> History:
         """The history of a user with a support set, as it stands now, staged changes included."""
         value = sets.encoded(user)
-        kept = self._kept.pop(user, None) if value is not None else None
+        kept = self._kept.pop(user, None)
         found = kept is not None and kept[0] == value
         self._metrics.observe_history(found=found)
         if kept is None or not found:
             made = history_of(sets.get(user))
-            if value is None:
+            if value is None:  # What is staged may come to nothing.
                 return made
             kept = value, made
-            if len(self._kept) >= MOST:
-                self._kept.popitem(last=False)
         self._kept[user] = kept
+        if len(self._kept) > MOST:
+            self._kept.popitem(last=False)
         return kept[1]
 
 
 def history_of(support: Support | None) -> History:
     """The items and ratings of a support set, oldest first; of an item rated again the latest rating counts, in its place."""
     interactions = support.interactions if support else []
-    return history.history_of([item for item, _, _ in interactions], [rating for _, rating, _ in interactions])
+    return History.of([item for item, _, _ in interactions], [rating for _, rating, _ in interactions])

@@ -64,6 +64,7 @@ class System:
         torch.set_num_threads(max(1, settings.cores() // 2))
         # What Numba's loops multiply is smaller still, and its BLAS would take every core of the machine.
         ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+        compile_loops(settings)
         self._stack = ExitStack()
         self.topics = topics_of(settings)
         self.log = log or self._stack.enter_context(connect(settings, create=True))
@@ -74,7 +75,6 @@ class System:
 
     def worker(self) -> Worker:
         """A worker at the newest model version, without partitions yet."""
-        compile_loops(self.settings)
         model = new_model(self.settings)
         names = {name: topic.name for name, topic in self.topics.items()}
         versions = Versions(self.log, names, self.settings.digest(), model)
@@ -87,7 +87,6 @@ class System:
 
     def learner(self, beat: Callable[[], object] = lambda: None) -> Versions:
         """A model with its optimiser at the newest version, for whoever trains or stands by to."""
-        compile_loops(self.settings)
         model = new_model(self.settings)
         names = {name: topic.name for name, topic in self.topics.items()}
         return Versions(self.log, names, self.settings.digest(), model, Optimiser(model), beat)

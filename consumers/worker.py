@@ -17,10 +17,10 @@ from consumers.state import State, Takeover
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
-from model.history import cut_task
+from model.history import History
 from model.memory import Writes, compose, user_spread
 from model.meta import adapt, differentiate, passes
-from model.tasks import History, Task
+from model.tasks import Task, cut_task
 from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from model import engine, steps
-from model.fastweights import Fast, Networks
+from model.fastweights import Networks
 from model.mamo import ACTIVATIONS, Mamo
 from model.tasks import Task, collate
 
@@ -49,7 +49,8 @@ class Catalogue:
         self._room = table_bytes
         self._known: tuple[int, int, int] | None = None
         self._version: Tensor | None = None
-        self._encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept = 0
+        self._encoded: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._blocks: dict[int, Block] = {}
 
     def renew(self) -> list[str]:
@@ -58,7 +59,7 @@ class Catalogue:
         items.begin()
         known = items.revision, items.table.known, items.table.layout
         if known != self._known:
-            self._known, self._encoded, self._version = known, {}, None
+            self._known, self._kept, self._encoded, self._blocks = known, 0, {}, {}
             self.keys = keys(model)
         if self._version is not model.vector:
             self._version, self._blocks = model.vector, {}
@@ -116,24 +117,19 @@ class Catalogue:
         model = self.model
         batch = collate([tasks], model.users, model.items, model.dtype)
         _, solved = engine.solve(model, batch)
-        own = solved.mean
-        if len(solved.to_user):
-            own = (solved.to_user[batch.user_of] @ own[..., None])[..., 0]
-        own = pad(own, (0, 1), value=1.0)
+        w, to_user = torch.from_numpy(solved.found.mean), torch.from_numpy(solved.given.to_user)
+        own = pad((to_user[batch.user_of] @ w[..., None])[..., 0], (0, 1), value=1.0)
         for place, block in self._all():
             torch.mm(own, block.table.T, out=scores[:, place])
 
     def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
         _, stepped, _ = steps.solve(model, collate([tasks], model.users, model.items, model.dtype), learning=False)
-        ways = sorted(
-            (
-                (number, Scorer(part.networks, part.query.user[-1], place))
-                for part in stepped.parts
-                for place, number in enumerate(part.tasks.tolist())
-            ),
-            key=lambda way: way[0],
-        )
+        ways = [
+            (number, Scorer(part.networks, part.query.user[-1], place))
+            for part in stepped.parts
+            for place, number in enumerate(part.tasks.tolist())
+        ]
         for place, block in self._all():
             for number, scorer in ways:
                 scores[number, place] = scorer(block)
@@ -145,19 +141,24 @@ class Catalogue:
 
     def _made(self, start: int) -> Block:
         model, items = self.model, self.model.items
-        rows, weights = self._encoded.get(start) or items.encoded(np.array(items.places(self.keys[start : start + BLOCK_ITEMS]), np.int64))
-        embedded = items.embed(rows, weights, items.table.values)
+        encoded = self._encoded.get((start, items.table.layout))
+        if encoded is None:
+            items.begin()  # Places given before are let go once they are too many, and rows that no version holds.
+            encoded = items.encoded(np.array(items.places(self.keys[start : start + BLOCK_ITEMS]), np.int64))
+        embedded = items.embed(*encoded, items.table.values)
         layers = [value for name, value in model.phi.items() if name.startswith("item.")]
         p_i, bias = embedded[..., :-1].flatten(1), embedded[..., -1].sum(1)
         if model.closed_form:
             e_i = engine.network(layers, p_i, model.settings.activation).output
             block = Block(torch.cat([e_i, torch.ones_like(bias)[:, None], (model.phi["mean"] + bias)[:, None]], 1), None)
         else:
-            block = Block(p_i.contiguous(), torch.addmm(layers[1], p_i, layers[0]))
-        kept = sum(rows.nbytes + weights.nbytes for rows, weights in self._encoded.values())
-        kept += sum(part.nbytes for other in self._blocks.values() for part in other if part is not None)
-        if kept + rows.nbytes + weights.nbytes + sum(part.nbytes for part in block if part is not None) <= self._room:
-            self._encoded[start], self._blocks[start] = (rows, weights), block
+            block = Block(p_i.contiguous(), torch.addmm(layers[1], p_i, layers[0]) if len(layers) > 2 else None)
+        if (start, items.table.layout) not in self._encoded:
+            size = sum(part.nbytes for part in (*encoded, *block) if part is not None)
+            if self._kept + size > self._room:
+                return block
+            self._kept += size
+        self._encoded[start, items.table.layout], self._blocks[start] = encoded, block
         return block
 
 
@@ -168,18 +169,10 @@ class Scorer:
         """``e_u`` (B, 1, d_e) are the adapted user embeddings; the task is number ``task`` of these."""
         self._activation = ACTIVATIONS[networks.activation]
 
-        def own(layer: Fast) -> tuple[Tensor, Tensor]:
-            weight, bias = (
-                value if value is None else value[task] if value.dim() > dims else value
-                for value, dims in zip(layer.dense(), (2, 1), strict=True)
-            )
-            assert weight is not None  # noqa: S101  every layer has one
-            return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
-
         of_user = networks.joint[0](e_u)[task, 0]
-        weight, bias = own(networks.joint[1])
-        rating = [own(layer) for layer in networks.rating]
-        runs: list[list[tuple[Tensor, Tensor]]] = [[own(layer)] for layer in networks.item]
+        weight, bias = networks.joint[1].of(task)
+        rating = [layer.of(task) for layer in networks.rating]
+        runs: list[list[tuple[Tensor, Tensor]]] = [[layer.of(task)] for layer in networks.item]
         # M_uI is linear and so is what it joins; without it the first rating layer is followed by an activation, if by anything.
         runs[-1].append((weight, bias + of_user))
         if networks.mixed:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, softplus
@@ -50,15 +49,9 @@ class Solved(NamedTuple):
     users: Network
     items: Network
     mixing: Tensor | None  # (U, d_e, 2 d_e), M_uI
-    to_user: Tensor  # (U, F, F), T; without rows where it is the identity
-    prior: Tensor  # (U, F), w0
     remembered: Tensor | None  # (U, F), what M_w holds for users like these
-    known: Tensor  # (I, E), z of each item and what is predicted without x w, negated
-    decay: Tensor  # (n,), N of an interaction by how many are newer
-    queries: np.ndarray  # (B,), how many each task has
-    told: tuple[Tensor, Tensor]  # (B, F, F) and (B, F), Z' N Z and Z' N r
-    mean: Tensor  # (B, F), w
-    spread: Tensor  # (B, q, F), A^-1 x of each query
+    given: kernels.Given
+    found: kernels.Found
 
 
 class Gradients(NamedTuple):
@@ -94,64 +87,48 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     users = network(theta_u, p_u, settings.activation)
     items = network([phi[name] for name in phi if name.startswith("item.")], item[..., :-1].flatten(1), settings.activation)
     e_u, mixing, remembered = users.output, None, None
-    to_user = item.new_zeros(0, d + 1, d + 1)
+    to_user = torch.eye(d + 1, dtype=model.dtype).repeat(len(p_u), 1, 1)
     profile_prior = prior = torch.addmm(phi["prior.bias"], e_u, phi["prior.weight"])
     if settings.task_memory:
         remembered = attention @ memory.weights
         prior = torch.addcmul(prior, phi["gate"], remembered)
         mixing = (attention @ memory.mixing.flatten(1)).view(-1, d, 2 * d)
-        to_user = mixing.new_zeros(len(p_u), d + 1, d + 1)
         to_user[:, :d, :d] = mixing[..., d:].mT
         to_user[:, d, :d] = (mixing[..., :d] @ e_u[..., None])[..., 0]
-        to_user[:, d, d] = 1
 
     # What is known of items, and how much an interaction tells of them.
     known = item.new_empty(len(item), d + 2)
     known[:, :d] = items.output
     known[:, d] = 1
     torch.neg(item[..., -1].sum(1) + phi["mean"], out=known[:, d + 1])
-    precision, longest = phi["log_precision"].exp(), batch.support.shape[1]
-    decay = precision.expand(longest).contiguous()
+    precision, lengths = phi["log_precision"].exp(), torch.diff(batch.support.bounds)
+    decay = precision.repeat(max(1, int(lengths.max())))
     if "recency" in phi:
-        decay = decay * torch.arange(1, longest + 1, dtype=decay.dtype) ** -softplus(phi["recency"])
+        decay = decay * torch.arange(1, len(decay) + 1, dtype=decay.dtype) ** -softplus(phi["recency"])
 
     # The last layer of each task, exactly.
-    count, most = batch.query_items.shape
-    score, variance = item.new_zeros(count, most), item.new_ones(count, most)
-    told = item.new_empty(count, d + 1, d + 1), item.new_empty(count, d + 1)
-    mean, spread = item.new_empty(count, d + 1), item.new_empty(count, most, d + 1)
-    queries = batch.query_mask.sum(1).to(torch.int64).numpy()
-    kernels.adapt(
+    given = kernels.Given(
         known=known.numpy(),
-        **_arrays(batch),
+        item_of=batch.item_of.numpy(),
+        items=batch.support.items.numpy(),
+        ratings=batch.support.ratings.numpy(),
+        starts=batch.support.bounds.numpy(),
         decay=decay.numpy(),
+        user_of=task.numpy(),
         to_user=to_user.numpy(),
         prior=prior.numpy(),
         prior_precision=phi["log_prior"].exp().numpy(),
-        queries=queries,
+        query_items=batch.query_items.numpy(),
+        queries=batch.query_mask.sum(1).to(torch.int64).numpy(),
         noise=float(1 / precision),
-        score=score.numpy(),
-        variance=variance.numpy(),
-        mean=mean.numpy(),
-        spread=spread.numpy(),
-        told=told[0].numpy(),
-        told_rating=told[1].numpy(),
     )
-    solved = Solved(users, items, mixing, to_user, prior, remembered, known, decay, queries, told, mean, spread)
+    (count, most), f = batch.query_items.shape, d + 1
+    score, variance, mean = item.new_zeros(count, most), item.new_ones(count, most), item.new_empty(count, f)
+    made = [score, variance, mean, *(item.new_empty(count, *shape) for shape in ((most, f), (f, f), (f,)))]
+    found = kernels.Found(*(value.numpy() for value in made))
+    kernels.adapt(given, found)
+    solved = Solved(users, items, mixing, remembered, given, found)
     return Prediction(score, variance, attention, p_u, [], mixing, mixing, mean, profile_prior[task]), solved
-
-
-def _arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """What both kernels take of a batch."""
-    support = batch.support
-    return {
-        "item_of": batch.item_of.numpy(),
-        "items": support.items.numpy(),
-        "ratings": support.ratings.numpy(),
-        "starts": support.bounds.numpy(),
-        "user_of": batch.user_of.numpy(),
-        "query_items": batch.query_items.numpy(),
-    }
 
 
 @torch.no_grad()
@@ -163,30 +140,10 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
     """
     phi, d, count, groups = model.phi, model.settings.embedding_size, len(batch.users), len(batch.tasks_of)
     of_task, of_user, of_item = map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
-    known = solved.known
-    at_known, at_prior = known.new_zeros(len(batch.item_of), d + 2), known.new_zeros(count, d + 1)
-    at_to_user, of_group = torch.zeros_like(solved.to_user), known.new_zeros(groups, d + 3)
-    kernels.pull(
-        known=known.numpy(),
-        **_arrays(batch),
-        decay=solved.decay.numpy(),
-        group_of=of_task.numpy(),
-        to_user=solved.to_user.numpy(),
-        prior=solved.prior.numpy(),
-        prior_precision=phi["log_prior"].exp().numpy(),
-        queries=solved.queries,
-        noise=float(1 / phi["log_precision"].exp()),
-        mean=solved.mean.numpy(),
-        spread=solved.spread.numpy(),
-        told=solved.told[0].numpy(),
-        told_rating=solved.told[1].numpy(),
-        at_score=at_score.numpy(),
-        at_variance=at_variance.numpy(),
-        at_known=at_known.numpy(),
-        at_to_user=at_to_user.numpy(),
-        at_prior=at_prior.numpy(),
-        of_group=of_group.numpy(),
-    )
+    at_known, at_prior = at_score.new_zeros(len(batch.item_of), d + 2), at_score.new_zeros(count, d + 1)
+    at_to_user, of_group = at_score.new_zeros(count, d + 1, d + 1), at_score.new_zeros(groups, d + 3)
+    into_these = (value.numpy() for value in (at_known, at_to_user, at_prior, of_group))
+    kernels.pull(solved.given, solved.found, of_task.numpy(), at_score.numpy(), at_variance.numpy(), *into_these)
     into = {
         "log_prior": of_group[:, : d + 1],
         "log_precision": of_group[:, d + 1 : d + 2],

@@ -17,13 +17,13 @@ from river import reco
 
 from model import checkpoint
 from model.features import Value
-from model.history import cut_task, latest
+from model.history import History
 from model.mamo import Mamo
 from model.memory import Writes, compose
 from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, passes, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
-from model.tasks import History, Task
+from model.tasks import Task, cut_task
 
 Features = Mapping[str, Any]
 
@@ -200,8 +200,12 @@ class MAMORanker(reco.base.Ranker):
 
     def _task(self, user: str, items: Sequence[str], ratings: Sequence[float]) -> Task:
         """The user's support as it stands, and a query."""
+        history = self._history(user)
+        return Task(user, history.items, history.ratings, items, ratings, history)
+
+    def _history(self, user: str) -> History:
         support = self._supports.get(user, [])
-        return Task(user, *latest([item for item, _ in support], [rating for _, rating in support]), items, ratings)
+        return History.of([item for item, _ in support], [rating for _, rating in support])
 
     def _learn(self) -> None:
         """Learn from a micro-batch: all gradients at the model as it was; the memory writes go with the first.
@@ -246,11 +250,8 @@ class MAMORanker(reco.base.Ranker):
             return []
         generator = np.random.default_rng([self._seed, 0, event])
         drawn = dict.fromkeys(generator.integers(0, self._users_before, 4 * self.rehearsal_users).tolist())
-        tasks = []
-        for number in list(drawn)[: self.rehearsal_users]:
-            user, items, ratings, *_ = self._task(self._users[number], [], [])
-            tasks.append(cut_task(user, History(list(items), list(ratings)), self.rehearsal_query, generator))
-        return tasks
+        users = [self._users[number] for number in list(drawn)[: self.rehearsal_users]]
+        return [cut_task(user, self._history(user), self.rehearsal_query, generator) for user in users]
 
     @contextmanager
     def _knowing(self, user: str, item: str | None, x: Features | None) -> Iterator[None]:

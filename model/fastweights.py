@@ -101,6 +101,14 @@ class Fast:
         rows, by = self.learned
         return torch.baddbmm(self.weight, rows.mT, by, alpha=-1), None if self.bias is None else self.bias - by.sum(1)
 
+    def of(self, task: int) -> Pair:
+        """One task's adapted weight (in, out) and bias (out,), zeros where there is none."""
+        weight, bias = self.dense()
+        weight = weight[task] if weight.dim() > 2 else weight
+        if bias is None:
+            return weight, weight.new_zeros(weight.shape[1])
+        return weight, bias[task] if bias.dim() > 1 else bias
+
     def norm(self, x: Tensor, at: Tensor) -> Tensor:
         """The squared norm of each task's gradient, weight and bias together, (B,)."""
         likeness = self._fixed[2] if self._fixed else self._likeness(x, x)
@@ -262,11 +270,11 @@ class Networks:
 
         ``clip`` bounds the norm of one task's gradient (0: no bound).
         """
-        layers = [*self.rating, *(self.joint if pulled.joint else []), *(self.user + self.item if pulled.item else [])]
+        adapted = [*self.rating, *(self.joint if pulled.joint else []), *(self.user + self.item if pulled.item else [])]
         pairs = [*pulled.rating, *pulled.joint, *pulled.user, *pulled.item]
         if clip:
-            norm = torch.stack([layer.norm(*pair) for layer, pair in zip(layers, pairs, strict=True)]).sum(0).add(rate**2 * 1e-12).sqrt()
+            norm = torch.stack([layer.norm(*pair) for layer, pair in zip(adapted, pairs, strict=True)]).sum(0).add(rate**2 * 1e-12).sqrt()
             shrink = (rate * clip / norm).clamp(max=1)[:, None, None]
             pairs = [(x, shrink * by) for x, by in pairs]
-        for layer, (x, by) in zip(layers, pairs, strict=True):
+        for layer, (x, by) in zip(adapted, pairs, strict=True):
             layer.learn(x, by, last=last)

@@ -1,33 +1,46 @@
-"""From what a user did to tasks."""
+"""What a user did, as tasks are made of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from model.tasks import History, Task
+from model.profiles import Profiles
 
 
-def latest(items: list[str], ratings: list[float]) -> tuple[list[str], list[float]]:
-    """A history, oldest first, with each item once: of an item rated again the latest rating counts, in its place."""
-    last = {item: place for place, item in enumerate(items)}
-    if len(last) == len(items):
-        return items, ratings
-    kept = sorted(last.values())
-    return [items[place] for place in kept], [ratings[place] for place in kept]
+class History:
+    """What a user rated, oldest first and each item once, which remembers where its items stand among a model's profiles.
 
-
-def history_of(items: list[str], ratings: list[float]) -> History:
-    """The history of interactions, oldest first."""
-    kept, latest_ratings = latest(items, ratings)
-    return History(kept, latest_ratings, whole=len(kept) == len(items))
-
-
-def cut_task(user: str, history: History, query: int, generator: np.random.Generator) -> Task:
-    """The task of a rehearsed user: the history, of one interaction at least, is cut at random; what stands before the cut is support.
-
-    The query is what follows, ``query`` interactions at most. Every place is as likely a cut, the first too, where a new user stands.
+    ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
     """
-    items, ratings = history.items, history.ratings
-    cut = int(generator.integers(len(items)))
-    end = cut + query
-    return Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end], history)
+
+    __slots__ = ("_arrays", "_epoch", "items", "ratings", "whole")
+
+    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
+        self.items = items
+        self.ratings = ratings
+        self.whole = whole
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._epoch: object = None
+
+    @classmethod
+    def of(cls, items: list[str], ratings: list[float]) -> History:
+        """The history of interactions, oldest first: of an item rated again the latest rating counts, in its place."""
+        last = {item: place for place, item in enumerate(items)}
+        if len(last) == len(items):
+            return cls(items, ratings, whole=True)
+        kept = sorted(last.values())
+        return cls([items[place] for place in kept], [ratings[place] for place in kept])
+
+    def arrays(self, profiles: Profiles) -> tuple[np.ndarray, np.ndarray]:
+        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings."""
+        if self._arrays is None or self._epoch is not profiles.epoch:
+            self._arrays = np.array(profiles.places(self.items), np.int64), np.array(self.ratings, np.float64)
+            self._epoch = profiles.epoch
+        return self._arrays
+
+    def and_then(self, item: str, rating: float, size: int) -> History | None:
+        """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
+        if not self.whole or item in self.items:
+            return None
+        first = max(0, len(self.items) + 1 - size)
+        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)

@@ -7,7 +7,7 @@ are numpy's, of one floating type throughout. Shapes as in `model.engine`: B tas
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -34,36 +34,55 @@ def outer(known: Floats) -> Floats:
     return packed
 
 
-@compiled
-def adapt(
-    known: Floats,
-    item_of: Numbers,
-    items: Numbers,
-    ratings: Floats,
-    starts: Numbers,
-    decay: Floats,
-    user_of: Numbers,
-    to_user: Floats,
-    prior: Floats,
-    prior_precision: Floats,
-    query_items: Numbers,
-    queries: Numbers,
-    noise: float,
-    score: Floats,
-    variance: Floats,
-    mean: Floats,
-    spread: Floats,
-    told: Floats,
-    told_rating: Floats,
-) -> None:
-    """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries.
+class Given(NamedTuple):
+    """What a batch of tasks is adapted from."""
 
-    ``starts`` (B + 1,) bounds each task's interactions in ``items`` (L,), numbers into ``item_of``, and ``ratings``; ``decay`` (n,) is N by
-    how many are newer. ``to_user`` (U, F, F) is T, or has no rows where it is the identity. ``queries`` (B,) counts the queries of each
-    task. Fills ``score`` and ``variance`` (B, q), ``mean`` (B, F), ``spread`` (B, q, F), A^-1 x, and S and s, ``told`` (B, F, F) and
-    ``told_rating`` (B, F).
-    A task whose precision matrix is not positive definite gets NaN.
-    """
+    known: Floats
+    """(I, E): z of each item, and what is predicted without x w, negated."""
+    item_of: Numbers
+    """(J,), into ``known``."""
+    items: Numbers
+    """(L,), into ``item_of``: the interactions of all supports, task after task; their ``ratings`` (L,)."""
+    ratings: Floats
+    starts: Numbers
+    """(B + 1,), where those of each task begin, and the last end."""
+    decay: Floats
+    """(n,), N of an interaction by how many are newer."""
+    user_of: Numbers
+    """(B,)."""
+    to_user: Floats
+    """(U, F, F), T."""
+    prior: Floats
+    """(U, F), w0."""
+    prior_precision: Floats
+    """(F,), the diagonal of Lambda."""
+    query_items: Numbers
+    """(B, q), into ``item_of``, of which each task has as many as ``queries`` (B,) says."""
+    queries: Numbers
+    noise: float
+    """The variance of a rating."""
+
+
+class Found(NamedTuple):
+    """What adapting finds; a task whose precision matrix is not positive definite has NaN."""
+
+    score: Floats
+    """(B, q), likewise ``variance``."""
+    variance: Floats
+    mean: Floats
+    """(B, F), the adapted w."""
+    spread: Floats
+    """(B, q, F), A^-1 x of each query."""
+    told: Floats
+    """(B, F, F), Z' N Z, and (B, F), Z' N r: what the support tells, of items as all users see them."""
+    told_rating: Floats
+
+
+@compiled
+def adapt(given: Given, found: Found) -> None:
+    """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
+    known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
+    score, variance, mean, spread, told, told_rating = found
     size = known.shape[1]
     f = size - 1
     packed = outer(known)
@@ -105,14 +124,10 @@ def adapt(
             z = known[item_of[query_items[task, query]]]
             for k in range(f):
                 of_items[1 + query, k] = z[k]
-        if len(to_user):
-            t = to_user[user]
-            np.dot(s, t, own)
-            np.dot(t.T, own, a)
-            np.dot(of_items[: 1 + asked], t, sides[: 1 + asked])
-        else:
-            a[:] = s
-            sides[: 1 + asked] = of_items[: 1 + asked]
+        t = to_user[user]
+        np.dot(s, t, own)
+        np.dot(t.T, own, a)
+        np.dot(of_items[: 1 + asked], t, sides[: 1 + asked])
         for i in range(f):
             a[i, i] += prior_precision[i]
             sides[0, i] += prior_precision[i] * prior[user, i]
@@ -166,24 +181,9 @@ def adapt(
 
 @compiled
 def pull(
-    known: Floats,
-    item_of: Numbers,
-    items: Numbers,
-    ratings: Floats,
-    starts: Numbers,
-    decay: Floats,
-    user_of: Numbers,
+    given: Given,
+    found: Found,
     group_of: Numbers,
-    to_user: Floats,
-    prior: Floats,
-    prior_precision: Floats,
-    query_items: Numbers,
-    queries: Numbers,
-    noise: float,
-    mean: Floats,
-    spread: Floats,
-    told: Floats,
-    told_rating: Floats,
     at_score: Floats,
     at_variance: Floats,
     at_known: Floats,
@@ -191,11 +191,13 @@ def pull(
     at_prior: Floats,
     of_group: Floats,
 ) -> None:
-    """Add up the gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), from what `adapt` was given and found.
+    """Add up the gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), for tasks of groups ``group_of`` (B,).
 
     Into ``at_known`` (J, E), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
     precision, and at minus the exponent of recency.
     """
+    known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
+    _, _, mean, spread, told, told_rating = found
     size = known.shape[1]
     f = size - 1
     at_a = np.empty((f, f), known.dtype)
@@ -238,18 +240,14 @@ def pull(
             at_prior[user, k] += prior_precision[k] * target[k]
 
         # From here on of items as all users see them: through T.
-        if len(to_user):
-            t = to_user[user]
-            np.dot(t, at_a, through)
-            np.dot(through, t.T, matrix)
-            np.dot(t, target, vector)
-            np.dot(s, through, at_own)
-            for i in range(f):
-                for j in range(f):
-                    at_own[i, j] = two * at_own[i, j] + told_rating[task, i] * target[j]
-        else:
-            matrix[:] = at_a
-            vector[:] = target
+        t = to_user[user]
+        np.dot(t, at_a, through)
+        np.dot(through, t.T, matrix)
+        np.dot(t, target, vector)
+        np.dot(s, through, at_own)
+        for i in range(f):
+            for j in range(f):
+                at_own[i, j] = two * at_own[i, j] + told_rating[task, i] * target[j]
         for i in range(f):
             at_precision += vector[i] * told_rating[task, i]
             for j in range(f):
@@ -262,21 +260,17 @@ def pull(
             for k in range(f):
                 features[k] = at_score[task, query] * w[k] + two * at_variance[task, query] * spread[task, query, k]
             into = at_known[item]
-            if len(to_user):
-                np.dot(to_user[user], features, of_features)
-                for i in range(f):
-                    by = z[i]
-                    for j in range(f):
-                        at_own[i, j] += by * features[j]
-            else:
-                of_features[:] = features
+            np.dot(t, features, of_features)
+            for i in range(f):
+                by = z[i]
+                for j in range(f):
+                    at_own[i, j] += by * features[j]
             for k in range(f):
                 into[k] += of_features[k]
             into[f] -= at_score[task, query]
-        if len(to_user):
-            for i in range(f):
-                for j in range(f):
-                    at_to_user[user, i, j] += at_own[i, j]
+        for i in range(f):
+            for j in range(f):
+                at_to_user[user, i, j] += at_own[i, j]
 
         # N (z' M z + r v' z) = N (z, r)' [[M, v/2], [v'/2, 0]] (z, r), by z and r, and by the exponent of recency in N.
         begin, end = starts[task], starts[task + 1]

@@ -19,21 +19,13 @@ from model.numbering import first_seen
 from model.profiles import Profiles
 from model.settings import Feature, FeatureSchema, ModelSettings
 from model.tables import Table
-from model.tasks import Batch
+from model.tasks import Batch, Padded
 
 SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
 
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}
-
-
-class Support(NamedTuple):
-    """The supports of a batch, padded to the longest: numbers of items, ratings, and 1 where there is an interaction; (B, n) each."""
-
-    items: Tensor
-    ratings: Tensor
-    mask: Tensor
 
 
 class Leaves(NamedTuple):
@@ -84,7 +76,7 @@ class Mamo:
         """Where `forward` runs. What a version holds stays in main memory, and what a batch touches is copied."""
         self.closed_form = settings.local == "closed_form"
         self.plain = (self.closed_form and settings.inner_steps > 0) or self.device.type != "cpu"
-        """Whether `forward` and autograd adapt and differentiate, where an engine could: tests and benchmarks set it so."""
+        """Whether `forward` and autograd adapt and differentiate: where no engine serves, or as tests and benchmarks set it."""
         d = settings.embedding_size
         # Where no feature is declared there still is a profile: the embedding of knowing nothing.
         nothing = {"profile": Feature(kind="categorical")}
@@ -185,7 +177,7 @@ class Mamo:
     def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
         """Adapt every task of a batch of one group to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
         settings, phi, memory = self.settings, leaves.phi, self.memory.to(self.device)
-        support = Support(*map(batch.support.padded, (batch.support.items, batch.support.ratings, torch.ones_like(batch.support.newer))))
+        support = batch.support.padded()
 
         # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).
         p_u = self.users.embed(batch.user_rows, batch.user_weights, leaves.user_values).flatten(1)
@@ -227,7 +219,7 @@ class Mamo:
         precision = phi["log_precision"].exp()
         weight = precision * support.mask
         if "recency" in phi:
-            weight = weight * (1 + batch.support.padded(batch.support.newer)) ** -softplus(phi["recency"])
+            weight = weight * (1 + support.newer) ** -softplus(phi["recency"])
         items, n = torch.cat([support.items, batch.query_items], 1), support.items.shape[1]
         x, offset = self._features(fast, e_u, p_i, items), phi["mean"] + bias[items]
         posterior = Posterior(x[:, :n], support.ratings - offset[:, :n], weight, phi["log_prior"].exp(), prior)
@@ -277,7 +269,7 @@ class Mamo:
             return of_profile, of_profile
         return of_profile + fast["gate"] * remembered, of_profile
 
-    def _inner_loop(self, fast: Weights, support: Support, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
+    def _inner_loop(self, fast: Weights, support: Padded, p_u: Tensor, p_i: Tensor, bias: Tensor) -> Weights:
         """Eq. 11. Before a closed form the last layer stands at what the profile predicts of it."""
         settings = self.settings
         heads = ("rating.",) if settings.local == "decision" else ("user.", "item.", "rating.", "mixing")

@@ -97,18 +97,17 @@ def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
     Without ``learning`` nothing can be differentiated.
     """
     batch = collate(groups, model.users, model.items, model.dtype)
-    way: Leaves | engine.Solved | steps.Stepped | None
-    if not model.plain and model.closed_form:
-        prediction, solved = engine.solve(model, batch)
-        way = solved if learning else None
-    elif not model.plain:
-        prediction, way, batch = steps.solve(model, batch, learning=learning)
-    else:
+    way: Leaves | engine.Solved | steps.Stepped
+    if model.plain:
         # The inner loop needs gradients of its own, learning or not.
         way, batch = model.leaves(batch, requires_grad=learning or model.settings.inner_steps > 0)
         with torch.set_grad_enabled(way.item_values.requires_grad):
             prediction = model.forward(way, batch)
-    return Adapted(batch, prediction, Scores(prediction, model.scale), way)
+    elif model.closed_form:
+        prediction, way = engine.solve(model, batch)
+    else:
+        prediction, way, batch = steps.solve(model, batch, learning=learning)
+    return Adapted(batch, prediction, Scores(prediction, model.scale), way if learning else None)
 
 
 def predict(model: Mamo, tasks: Sequence[Task]) -> Scores:
@@ -168,7 +167,7 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
 def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
     """The numbers of the users who write, in order, each with that of the last of its tasks that has a support."""
     # Of two tasks of a user the later one stays.
-    supported = torch.unique(batch.support.place // batch.support.shape[1])
+    supported = torch.diff(batch.support.bounds).nonzero()[:, 0]
     last = dict(zip(batch.user_of[supported].tolist(), supported.tolist(), strict=True))
     of_groups = zip(writers, batch.users_of, strict=False)
     return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
@@ -177,25 +176,25 @@ def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]
 def _by_autograd(model: Mamo, adapted: Adapted, at_score: Tensor, users: Tensor) -> engine.Gradients:
     """What `engine.gradients` finds, of a batch of one group by the graph of `Mamo.forward` or of `steps.solve`."""
     batch, prediction = adapted.batch, adapted.prediction
-    leaves = adapted.way.leaves if isinstance(adapted.way, steps.Stepped) else adapted.way
+    stepped = adapted.way if isinstance(adapted.way, steps.Stepped) else None
+    leaves = adapted.way if stepped is None else stepped.leaves
     assert isinstance(leaves, Leaves), "adapted without learning"  # noqa: S101
-    theta = [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])] if len(users) else []
-    if isinstance(adapted.way, steps.Stepped):
-        theta = []
-    inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *theta]
+    # What is written is a gradient at nodes of the plain graph; the engine of gradient steps goes back to it by hand.
+    nodes = [] if stepped or not len(users) else [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])]
+    inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *nodes]
     loss = query_loss(model.settings, prediction, batch).sum()
     found = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
-    of_users = [found.pop() for _ in theta][::-1]
+    written = [found.pop() for _ in nodes][::-1]
     of_items, of_user_rows = found.pop(), found.pop()
     theta_u = mixing = None
-    if isinstance(adapted.way, steps.Stepped):
-        theta_u, mixing = steps.writings(model, batch, steps.pull(adapted.way, at_score), users)
-    elif len(users):
+    if stepped is not None:
+        theta_u, mixing = steps.writings(model, batch, steps.pull(stepped, at_score), users)
+    elif nodes:
         if model.settings.adapts_inner_layers:
-            of_users = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in of_users]
-        of_users = [part[users] for part in of_users]
-        mixing = None if prediction.mixing is None else of_users.pop()
-        theta_u = torch.cat([part.flatten(1) for part in of_users], 1)
+            written = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in written]
+        written = [part[users] for part in written]
+        mixing = None if prediction.mixing is None else written.pop()
+        theta_u = torch.cat([part.flatten(1) for part in written], 1)
     return engine.Gradients(
         vectors=torch.cat([part.flatten() for part in found])[None].cpu(),
         user_rows=[(leaves.user_keys, of_user_rows.cpu())],

@@ -64,21 +64,20 @@ def _solve(
     p_u = model.users.embed(batch.user_rows, batch.user_weights, user_values).flatten(1)
     p_i = model.items.embed(batch.item_rows, batch.item_weights, item_values)[..., :-1].flatten(1)
     attention = memory.attention(p_u, settings.temperature, centred=settings.centred)
-    support = batch.support
-    items, ratings, mask = map(support.padded, (batch.item_of[support.items], support.ratings, torch.ones_like(support.ratings)))
-    lengths = torch.diff(support.bounds)
+    support, lengths = batch.support.padded(), torch.diff(batch.support.bounds)
+    items = batch.item_of[support.items]
     parts = []
     for tasks in alike(lengths):
         n = max(1, int(lengths[tasks].max()))
         own = of_users(batch.user_of[tasks], len(p_u))
         networks = start(model, phi, own(attention))
         passed = networks.fix(own(p_u)[:, None], embedding(items[tasks, :n], p_i))
-        slopes = 2 * settings.inner_rate * mask[tasks, :n] / lengths[tasks, None].clamp(min=1)
+        slopes = 2 * settings.inner_rate * support.mask[tasks, :n] / lengths[tasks, None].clamp(min=1)
         steps = 0 if settings.local == "none" else settings.inner_steps
         for step in range(steps):
             if step:
                 passed = networks.again(passed)
-            pulled = networks.pull(passed, (passed.score - ratings[tasks, :n]) * slopes, whole=False)
+            pulled = networks.pull(passed, (passed.score - support.ratings[tasks, :n]) * slopes, whole=False)
             networks.learn(pulled, settings.inner_rate, settings.inner_clip, last=step == steps - 1)
         query = networks.passes(passed.user[0], embedding(batch.item_of[batch.query_items[tasks]], p_i))
         parts.append(Part(tasks, networks, query))

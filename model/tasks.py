@@ -10,38 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.history import History
 from model.numbering import number, slices
 from model.profiles import Profiles
-
-
-class History:
-    """What a user rated, oldest first and each item once, which remembers where its items stand among a model's profiles.
-
-    ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
-    """
-
-    __slots__ = ("_arrays", "_epoch", "items", "ratings", "whole")
-
-    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
-        self.items = items
-        self.ratings = ratings
-        self.whole = whole
-        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
-        self._epoch: object = None
-
-    def arrays(self, profiles: Profiles) -> tuple[np.ndarray, np.ndarray]:
-        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings."""
-        if self._arrays is None or self._epoch is not profiles.epoch:
-            self._arrays = np.array(profiles.places(self.items), np.int64), np.array(self.ratings, np.float64)
-            self._epoch = profiles.epoch
-        return self._arrays
-
-    def and_then(self, item: str, rating: float, size: int) -> History | None:
-        """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
-        if not self.whole or item in self.items:
-            return None
-        first = max(0, len(self.items) + 1 - size)
-        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)
 
 
 class Task(NamedTuple):
@@ -59,21 +30,44 @@ class Task(NamedTuple):
     history: History | None = None
 
 
+def cut_task(user: str, history: History, query: int, generator: np.random.Generator) -> Task:
+    """The task of a rehearsed user: the history, of one interaction at least, is cut at random; what stands before the cut is support.
+
+    The query is what follows, ``query`` interactions at most. Every place is as likely a cut, the first too, where a new user stands.
+    """
+    items, ratings = history.items, history.ratings
+    cut = int(generator.integers(len(items)))
+    end = cut + query
+    return Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end], history)
+
+
 class Supports(NamedTuple):
     """The L interactions of all supports of a batch, task after task."""
 
     items: Tensor  # (L,)
     ratings: Tensor  # (L,)
-    newer: Tensor  # (L,), how many interactions of the support came after
-    place: Tensor  # (L,), where each stands once every task has n places, the longest support's
     bounds: Tensor  # (B + 1,), where those of each task begin, and the last end
-    shape: tuple[int, int]  # B, n
 
-    def padded(self, values: Tensor) -> Tensor:
-        """Values (L,) as (B, n), 0 where a support is shorter."""
-        full = values.new_zeros(self.shape)
-        full.view(-1)[self.place] = values
-        return full
+    def padded(self) -> Padded:
+        """The same with as many places for each task as the longest support has, at least one."""
+        lengths = torch.diff(self.bounds)
+        place = torch.arange(max(1, int(lengths.max())), device=lengths.device)
+        there = place < lengths[:, None]
+
+        def full(values: Tensor) -> Tensor:
+            return values.new_zeros(there.shape).masked_scatter_(there, values)
+
+        newer = (lengths[:, None] - 1 - place).clamp(min=0).to(self.ratings.dtype)
+        return Padded(full(self.items), full(self.ratings), there.to(self.ratings.dtype), newer)
+
+
+class Padded(NamedTuple):
+    """Supports (B, n): numbers of items, ratings, 1 where there is an interaction, and how many of the support are newer; 0 where not."""
+
+    items: Tensor
+    ratings: Tensor
+    mask: Tensor
+    newer: Tensor
 
 
 class Batch(NamedTuple):
@@ -139,16 +133,6 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         return torch.from_numpy(full)
 
     query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
-    n, task_of = int(max(1, lengths.max())), np.repeat(np.arange(len(tasks)), lengths)
-    older = np.arange(len(supported)) - starts[task_of]
-    support = Supports(
-        items=torch.from_numpy(supported),
-        ratings=torch.from_numpy(ratings).to(dtype),
-        newer=torch.from_numpy(lengths[task_of] - 1 - older).to(dtype),
-        place=torch.from_numpy(task_of * n + older),
-        bounds=torch.from_numpy(starts),
-        shape=(len(tasks), n),
-    )
     return Batch(
         users=user_keys,
         user_of=torch.tensor(user_of),
@@ -157,7 +141,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_of=torch.from_numpy(item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support=support,
+        support=Supports(torch.from_numpy(supported), torch.from_numpy(ratings).to(dtype), torch.from_numpy(starts)),
         query_items=padded(asked),
         query_ratings=padded(query_ratings).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),

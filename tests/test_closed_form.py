@@ -167,7 +167,7 @@ def test_recency_weighs_the_newest_rating_most_and_is_a_power_of_the_newer_ones(
     model = small_model(**CLOSED | {"recency": 0.8})
     model.phi["recency"].copy_(torch.tensor([0.8]).expm1().log())
     _, batch = forward(model)
-    newer = batch.support.padded(batch.support.newer)
+    newer = batch.support.padded().newer
     assert newer[0, :3].tolist() == [2, 1, 0]
     assert newer[2, :4].tolist() == [3, 2, 1, 0]
     forwards = adapt(model, [Task("bob", ["i1", "i2"], [1.0, 5.0], ["i1"], [3.0])], learning=False).scores.score
