@@ -145,14 +145,15 @@ class Catalogue:
         if encoded is None:
             items.begin()  # Places given before are let go once they are too many, and rows that no version holds.
             encoded = items.encoded(np.array(items.places(self.keys[start : start + BLOCK_ITEMS]), np.int64))
-        embedded = items.embed(*encoded, items.table.values)
-        layers = [value for name, value in model.phi.items() if name.startswith("item.")]
-        p_i, bias = embedded[..., :-1].flatten(1), embedded[..., -1].sum(1)
+        p_i, bias = items.embedded(encoded[0].numpy(), encoded[1].numpy())
         if model.closed_form:
-            e_i = engine.network(layers, p_i, model.settings.activation).output
-            block = Block(torch.cat([e_i, torch.ones_like(bias)[:, None], (model.phi["mean"] + bias)[:, None]], 1), None)
+            phi = model.arrays()
+            e_i = engine.network([phi[name] for name in model.item_names], p_i, model.settings.activation).output
+            table = np.concatenate([e_i, np.ones_like(bias)[:, None], (phi["mean"] + bias)[:, None]], 1)
+            block = Block(torch.from_numpy(table), None)
         else:
-            block = Block(p_i.contiguous(), torch.addmm(layers[1], p_i, layers[0]) if len(layers) > 2 else None)
+            layers, profiles = [model.phi[name] for name in model.item_names], torch.from_numpy(p_i)
+            block = Block(profiles, torch.addmm(layers[1], profiles, layers[0]) if len(layers) > 2 else None)
         if (start, items.table.layout) not in self._encoded:
             size = sum(part.nbytes for part in (*encoded, *block) if part is not None)
             if self._kept + size > self._room:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from model.adaptation import Weights
-from model.engine import before
 from model.mamo import ACTIVATIONS
 from model.settings import ModelSettings
 
@@ -278,3 +277,14 @@ class Networks:
             pairs = [(x, shrink * by) for x, by in pairs]
         for layer, (x, by) in zip(adapted, pairs, strict=True):
             layer.learn(x, by, last=last)
+
+
+def before(activation: str, y: Tensor, at: Tensor) -> Tensor:
+    """The gradient at what went into an activation, from that at ``y``, which came out of it."""
+    match activation:
+        case "relu":
+            at_x: Tensor = torch.ops.aten.threshold_backward(at, y, 0.0)
+            return at_x
+        case "tanh":
+            return at * (1 - y.square())
+    return at * -torch.expm1(-y)

@@ -7,7 +7,7 @@ q of a query, d_e embedding size, K memory rows, F = d_e + 1 features of the las
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch.nn.functional import pad, softplus
 
 from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
-from model.numbering import first_seen
+from model.numbering import first_seen, slices
 from model.profiles import Profiles
 from model.settings import Feature, FeatureSchema, ModelSettings
 from model.tables import Table
 from model.tasks import Batch, Padded
+
+if TYPE_CHECKING:
+    from model.numbering import Floats
 
 SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
@@ -92,8 +95,12 @@ class Mamo:
         generator = torch.Generator().manual_seed(seed)
         phi = self._initial(len(user_schema) * d, len(item_schema) * d, generator)
         self.shapes = {name: value.shape for name, value in phi.items()}
+        ends = list(itertools.accumulate(shape.numel() for shape in self.shapes.values()))
+        self.spans = dict(zip(self.shapes, slices(ends), strict=True))
+        """Where each parameter stands in the vector of all."""
         self.set_vector(torch.cat([value.flatten() for value in phi.values()]).to(dtype))
         self.user_names = [name for name in self.phi if name.startswith("user.")]
+        self.item_names = [name for name in self.phi if name.startswith("item.")]
         rows, d_u = settings.memory_rows, len(user_schema) * d
         size = sum(self.phi[name].numel() for name in self.user_names)
         self.memory = Memory(
@@ -122,11 +129,13 @@ class Mamo:
 
     def of_vector(self, vector: Tensor) -> Weights:
         """Views of a vector as long as phi, by parameter."""
-        parts, start = {}, 0
-        for name, shape in self.shapes.items():
-            parts[name] = vector[start : start + shape.numel()].view(shape)
-            start += shape.numel()
-        return parts
+        parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def arrays(self) -> dict[str, Floats]:
+        """Phi as arrays, which share its memory."""
+        vector = self.vector.numpy()
+        return {name: vector[of].reshape(self.shapes[name]) for name, of in self.spans.items()}
 
     def _initial(self, d_u: int, d_i: int, generator: torch.Generator) -> Weights:
         """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""

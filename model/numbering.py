@@ -45,6 +45,27 @@ def bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor
 
 
 @compiled
+def embed(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, features: int, size: int) -> tuple[Floats, Floats]:
+    """The weighted rows of profiles, summed by feature: the first ``size`` numbers of each (places, features size), others (places,).
+
+    Profiles are ``rows`` and ``weights`` (places, slots) of ``values`` (m, ``size`` or one more); ``feature_of`` (slots,) is a slot's
+    feature. The number after the first ``size``, where there is one, is summed over all features.
+    """
+    summed, rest = np.zeros((len(rows), features * size), values.dtype), np.zeros(len(rows), values.dtype)
+    for place in range(len(rows)):
+        for slot in range(rows.shape[1]):
+            weight = values.dtype.type(weights[place, slot])
+            if weight == 0:
+                continue
+            row, start = values[rows[place, slot]], feature_of[slot] * size
+            for k in range(size):
+                summed[place, start + k] += weight * row[k]
+            if len(row) > size:
+                rest[place] += weight * row[size]
+    return summed, rest
+
+
+@compiled
 def number(
     values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:

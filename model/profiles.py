@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.features import Entry, Value, encode
-from model.numbering import bags, scatter, slices
+from model.numbering import bags, embed, scatter, slices
 from model.settings import Feature
 from model.tables import Table
+
+if TYPE_CHECKING:
+    from model.numbering import Floats, Numbers
 
 
 class Profiles:
@@ -114,8 +117,15 @@ class Profiles:
         starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten().to(rows.device)
         return bags(values, rows.flatten(), starts, weights.flatten().to(values.dtype)).view(len(rows), len(self.spans), -1)
 
+    def embedded(self, rows: Numbers, weights: Floats) -> tuple[Floats, Floats]:
+        """As `embed` from the table's values, features side by side: (n, features d_e), and (n,) the sum of what is a bias.
+
+        Compiled, and a tenth of the time; autograd cannot follow it.
+        """
+        return embed(self.table.values.numpy(), rows, weights, self._feature_of, len(self.spans), self.table.zero_from)
+
     def embed_back(
-        self, rows: Tensor, weights: Tensor, member: Tensor, group: Tensor, at: Tensor, groups: int
+        self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, groups: int
     ) -> list[tuple[list[str], Tensor]]:
         """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
@@ -126,12 +136,12 @@ class Profiles:
             weights.numpy(),
             self._first_of,
             self._feature_of,
-            member.numpy(),
-            group.numpy(),
-            at.contiguous().numpy(),
+            member,
+            group,
+            at,
             groups,
             len(self.table.values),
         )
-        keys = [self.table.keys[number] for number in distinct.tolist()]
+        keys = list(map(self.table.keys.__getitem__, distinct.tolist()))
         values = torch.from_numpy(summed)
         return [(keys[of], values[of]) for of in slices(ends.tolist())]

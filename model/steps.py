@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
-from model.engine import Gradients, numbers, products, sums
+from model.engine import Gradients, numbers
 from model.fastweights import Blended, Fast, Networks, Pair, Passed, Pulled, layers
 from model.mamo import Leaves, Mamo, Prediction
 from model.tasks import Batch
@@ -155,7 +156,7 @@ def pull(stepped: Stepped, at_score: Tensor) -> Pulled:
 def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, users: Tensor) -> Gradients:
     """The gradients, in first order, of a loss that has gradient ``at_score`` (B, q) at the scores. ``users`` (W,) write."""
     phi, d, task, groups = model.phi, model.settings.embedding_size, batch.user_of, len(batch.tasks_of)
-    of_task, of_user, of_item = map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
+    of_task = torch.from_numpy(numbers(batch.tasks_of))
     pulled = pull(stepped, at_score)
 
     def weight(x: Tensor, at: Tensor) -> Tensor:
@@ -178,9 +179,16 @@ def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, 
     return Gradients(
         vectors=torch.cat([into[name].reshape(groups, -1) for name in phi], 1),
         user_rows=model.users.embed_back(
-            batch.user_rows, batch.user_weights, torch.arange(len(at_p_u)), of_user, at_p_u.view(len(at_p_u), -1, d), groups
+            batch.user_rows,
+            batch.user_weights,
+            np.arange(len(at_p_u)),
+            numbers(batch.users_of),
+            at_p_u.view(len(at_p_u), -1, d).contiguous().numpy(),
+            groups,
         ),
-        item_rows=model.items.embed_back(batch.item_rows, batch.item_weights, batch.item_of, of_item, at_item, groups),
+        item_rows=model.items.embed_back(
+            batch.item_rows, batch.item_weights, batch.item_of.numpy(), numbers(batch.items_of), at_item.contiguous().numpy(), groups
+        ),
         theta_u=theta_u,
         mixing=mixing,
     )
@@ -207,3 +215,13 @@ def writings(model: Mamo, batch: Batch, pulled: Pulled, users: Tensor) -> tuple[
     if model.settings.task_memory and not model.settings.adapts_inner_layers:
         mixing = torch.cat([weight(*pair) for pair in pulled.joint], 1).mT
     return torch.cat(theta_u, 1), mixing
+
+
+def sums(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sums of the values (m, ...) with the same ``index``: (count, ...)."""
+    return values.new_zeros(count, *values.shape[1:]).index_add_(0, index, values)
+
+
+def products(left: Tensor, right: Tensor, groups: list[slice]) -> Tensor:
+    """For each group left' right: (m, a), (m, b) -> (G, a, b)."""
+    return torch.stack([left[group].T @ right[group] for group in groups])
