@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.history import History
@@ -23,21 +24,27 @@ class Histories:
         self._metrics = metrics
         self._kept: OrderedDict[str, tuple[bytes, History]] = OrderedDict()
 
-    def of(self, sets: SupportSets, user: str) -> History:
-        """The history of a user with a support set, as it stands now, staged changes included."""
-        value = sets.encoded(user)
-        kept = self._kept.pop(user, None)
-        found = kept is not None and kept[0] == value
-        self._metrics.observe_history(found=found)
-        if kept is None or not found:
+    def of(self, sets: SupportSets, users: Sequence[str]) -> list[History]:
+        """The histories of users with support sets, as they stand now, staged changes included."""
+        histories, unchanged, kept = [], 0, self._kept
+        for user in users:
+            value = sets.encoded(user)
+            known = kept.get(user)
+            if known is not None and known[0] == value:
+                unchanged += 1
+                kept.move_to_end(user)
+                histories.append(known[1])
+                continue
             made = history_of(sets.get(user))
+            histories.append(made)
             if value is None:  # What is staged may come to nothing.
-                return made
-            kept = value, made
-        self._kept[user] = kept
-        if len(self._kept) > MOST:
-            self._kept.popitem(last=False)
-        return kept[1]
+                continue
+            kept[user] = value, made
+            kept.move_to_end(user)
+            if len(kept) > MOST:
+                kept.popitem(last=False)
+        self._metrics.observe_histories(unchanged=unchanged, read=len(histories) - unchanged)
+        return histories
 
 
 def history_of(support: Support | None) -> History:

@@ -126,16 +126,16 @@ class Trainer:
         with stage("fold"):
             chosen, dropped = self._choose(complete)
             kept = list(chain.from_iterable(chosen))
-            changed: dict[str, dict[str, None]] = {name: {} for name in self.model.tables}
+            changed: dict[str, dict[int, None]] = {name: {} for name in self.model.tables}
             parent, version = self.version, self.version
             size = self.settings.trainer.round_updates
             for group in (list(chain.from_iterable(chosen[start : start + size])) for start in range(0, len(chosen), size)):
                 beat()
                 version += 1
-                for name, keys in self.optimiser.step(
+                for name, rows in self.optimiser.step(
                     total([lesson.gradient for lesson in group]), compose(lesson.writes for lesson in group)
                 ).items():
-                    changed[name].update(dict.fromkeys(keys))
+                    changed[name].update(dict.fromkeys(rows))
         with stage("encode"):
             queries = sum(lesson.gradient.queries for lesson in kept)
             made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries, dropped)

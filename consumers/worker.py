@@ -20,7 +20,7 @@ from consumers.wire import gradient_to_wire, writes_to_wire
 from model.history import History
 from model.memory import Writes, compose, user_spread
 from model.meta import adapt, differentiate, passes
-from model.tasks import Task, cut_task
+from model.tasks import Task, cut
 from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
@@ -266,7 +266,8 @@ class Worker:
         """
         generator = np.random.default_rng([self.settings.seed, partition.number, offset])
         rehearsal, sets = self.settings.rehearsal, partition.support
-        return [cut_task(user, self.histories.of(sets, user), rehearsal.query, generator) for user in sets.draw(rehearsal.users, generator)]
+        users = sets.draw(rehearsal.users, generator)
+        return cut(users, self.histories.of(sets, users), rehearsal.query, generator)
 
     def _scores(self, number: int, step: int, taken: Sequence[Taken], scored: Sequence[tuple[float, float | None]]) -> list[Message]:
         return [

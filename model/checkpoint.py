@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,15 +36,16 @@ class State(NamedTuple):
     rows: dict[str, tuple[list[str], Tensor]]
 
 
-def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Iterable[str]] | None = None) -> State:
-    """The values of a version. With ``changed``, of each table only those rows; whole tensors always, they are small."""
+def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Iterable[int]] | None = None) -> State:
+    """The values of a version. With ``changed``, of each table only the rows of these numbers; whole tensors always, they are small."""
     tensors = {"phi": model.vector, "moments": optimiser.moments, "count": torch.tensor([optimiser.count])}
     tensors |= {f"memory.{field.name}": getattr(model.memory, field.name) for field in fields(Memory)}
     rows = {}
     for name, table in model.tables.items():
-        keys = table.export()[0] if changed is None else list(changed.get(name, ()))
-        at = torch.tensor(table.lookup(keys), dtype=torch.int64)
-        rows[name] = (keys, torch.cat([table.values[at], optimiser.moments_of(name)[at]], 1))
+        numbers = [table.rows[key] for key in table.export()[0]] if changed is None else list(changed.get(name, ()))
+        at, moments = np.array(numbers, np.int64), optimiser.moments_of(name).numpy()
+        both = np.concatenate([table.values.numpy().take(at, 0), moments.take(at, 0)], 1)
+        rows[name] = (list(map(table.keys.__getitem__, numbers)), torch.from_numpy(both))
     return State(tensors, rows)
 
 

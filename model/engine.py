@@ -172,18 +172,18 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
 
 
 @np.errstate(all="ignore")
-def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_variance: Tensor, *, users: Tensor) -> Gradients:
+def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_variance: Floats, *, users: Numbers) -> Gradients:
     """The gradients of a loss that has gradients ``at_score`` and ``at_variance``, both (B, q), at the scores and variances.
 
     With A = T' S T + Lambda, t = T' s + Lambda w0, w = A^-1 t, V = A^-1 X' of queries X: score = x w + ..., variance = x A^-1 x + 1/N.
     So dw = A^-1 (dt - dA w) and d(x A^-1 x) = 2 v dx - v' dA v, of which all that follows is the transpose. ``users`` (W,) write.
     """
-    phi, d, count, writers = model.arrays(), model.settings.embedding_size, len(batch.users), users.numpy()
+    phi, d, count = model.arrays(), model.settings.embedding_size, len(batch.users)
     groups, dtype, item_of = len(batch.tasks_of), solved.given.known.dtype, solved.given.item_of
     of_task, of_user, of_item = map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
     at_known, at_prior = np.zeros((len(item_of), d + 2), dtype), np.zeros((count, d + 1), dtype)
     at_to_user, of_group = np.zeros((count, d + 1, d + 1), dtype), np.zeros((groups, d + 3), dtype)
-    kernels.pull(solved.given, solved.found, of_task, at_score.numpy(), at_variance.numpy(), at_known, at_to_user, at_prior, of_group)
+    kernels.pull(solved.given, solved.found, of_task, at_score, at_variance, at_known, at_to_user, at_prior, of_group)
     into = {
         "log_prior": of_group[:, : d + 1],
         "log_precision": of_group[:, d + 1 : d + 2],
@@ -201,9 +201,9 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
         into["gate"] = sums(at_prior * solved.remembered, batch.users_of)
         constant = at_to_user[:, d, :d]
         at_e_u += (constant[:, None] @ solved.mixing[..., :d])[:, 0]
-        if len(writers):
-            at_of_user = constant[writers, :, None] * e_u[writers, None]
-            at_mixing = torch.from_numpy(np.concatenate([at_of_user, at_to_user[writers, :d, :d].swapaxes(1, 2)], -1))
+        if len(users):
+            at_of_user = constant[users, :, None] * e_u[users, None]
+            at_mixing = torch.from_numpy(np.concatenate([at_of_user, at_to_user[users, :d, :d].swapaxes(1, 2)], -1))
     user_pairs, at_p_u = back(solved.users, at_e_u)
     item_pairs, at_p_i = back(solved.items.of(item_of), at_known[:, :d])
     for side, pairs, members in (("user", user_pairs, batch.users_of), ("item", item_pairs, batch.items_of)):
@@ -220,9 +220,9 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Tensor, at_va
         if name in into:
             vectors[:, of] = into[name].reshape(groups, -1)
     theta = None
-    if len(writers):
-        parts = [part for value, at in user_pairs for part in (value[writers, :, None] * at[writers, None], at[writers])]
-        theta = torch.from_numpy(np.concatenate([part.reshape(len(writers), -1) for part in parts], 1))
+    if len(users):
+        parts = [part for value, at in user_pairs for part in (value[users, :, None] * at[users, None], at[users])]
+        theta = torch.from_numpy(np.concatenate([part.reshape(len(users), -1) for part in parts], 1))
     at_user = at_p_u.reshape(count, -1, d)
     return Gradients(
         vectors=torch.from_numpy(vectors),

@@ -23,7 +23,7 @@ from model.memory import Writes, compose
 from model.meta import Gradient, Optimiser, RowGradients, adapt, differentiate, passes, predict, total
 from model.profiles import Profiles
 from model.settings import FeatureSchema, ModelSettings
-from model.tasks import Task, cut_task
+from model.tasks import Task, cut
 
 Features = Mapping[str, Any]
 
@@ -251,7 +251,7 @@ class MAMORanker(reco.base.Ranker):
         generator = np.random.default_rng([self._seed, 0, event])
         drawn = dict.fromkeys(generator.integers(0, self._users_before, 4 * self.rehearsal_users).tolist())
         users = [self._users[number] for number in list(drawn)[: self.rehearsal_users]]
-        return [cut_task(user, self._history(user), self.rehearsal_query, generator) for user in users]
+        return cut(users, [self._history(user) for user in users], self.rehearsal_query, generator)
 
     @contextmanager
     def _knowing(self, user: str, item: str | None, x: Features | None) -> Iterator[None]:

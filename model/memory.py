@@ -6,14 +6,14 @@ worker sends the writes of a whole step as one `Writes`, and the trainer compose
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from model.settings import ModelSettings, rate
 
@@ -34,8 +34,7 @@ class Memory:
         No gradient flows through a_u: M_P averages the profiles, and a profile that learns to be attended to would chase it.
         """
         looked = (p_u.detach() - self.centre) if centred else p_u.detach()
-        cosine = normalize(looked, dim=1, eps=1e-8) @ normalize(self.profile, dim=1, eps=1e-8).T
-        return torch.softmax(temperature * cosine, -1)
+        return torch.softmax(temperature * (directions(looked) @ directions(self.profile).T), -1)
 
     def to(self, device: torch.device) -> Memory:
         """The same on a device; itself where it is there already."""
@@ -46,14 +45,21 @@ class Memory:
         k = len(self.profile)
         if k == 1:
             return 0.0
-        unit = normalize(self.profile, dim=1)
+        unit = directions(self.profile).numpy()
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
 
 
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors (m, size) brought to length 1, but for those that have none."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / length.clamp_min(1e-8)
+
+
 def user_spread(attention: Tensor) -> float:
     """How different the attention (U, K) of users is: the mean share of it that would have to move for a user to be like the average."""
-    return float((attention - attention.mean(0)).abs().sum(1).mean() / 2)
+    of_users = attention.cpu().numpy()
+    return float(np.abs(of_users - of_users.mean(0)).sum(1).mean() / 2)
 
 
 @dataclass
@@ -114,40 +120,40 @@ class Writes:
         A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
         """
         alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
-        users, rows = attention.shape
-        looked = p_u - centre if settings.centred else p_u
+        # Small products one after the other: numpy's calls cost a third of torch's.
+        attended, profiles, change = attention.numpy(), p_u.numpy(), mixing_change.numpy()
+        users, rows = attended.shape
+        dtype = attended.dtype
 
-        def decays(step: float) -> Tensor:
-            return 1 - step * attention if settings.gated else torch.full_like(attention, 1 - step)
+        def decays(step: float) -> np.ndarray:
+            return 1 - step * attended if settings.gated else np.full_like(attended, 1 - step)
 
-        def rows_of(step: float, values: Tensor) -> tuple[Tensor, Tensor]:
+        def rows_of(step: float, values: np.ndarray) -> tuple[Tensor, Tensor]:
             # What a user writes is what is left of it once those after it have written: the product of their decays.
-            left = torch.cat([decays(step), attention.new_ones(1, rows)]).flip(0).cumprod(0).flip(0)
-            return left[0], (left[1:] * step * attention).T @ values
+            left = np.ones((users + 1, rows), dtype)
+            np.multiply.accumulate(decays(step)[::-1], out=left[1:])
+            left = left[::-1]
+            return torch.from_numpy(left[0].copy()), torch.from_numpy((left[1:] * step * attended).T @ values)
 
-        still = (1 - alpha / rows) ** torch.arange(users, -1, -1, dtype=p_u.dtype)
-        own = torch.diag_embed(decays(gamma)) + gamma * attention[:, :, None] * attention[:, None]
-        # One small product for each user: numpy's calls cost a third of torch's.
-        maps, attended, reached = own.numpy(), attention.numpy(), torch.empty_like(attention)
-        so_far, into = np.eye(rows, dtype=maps.dtype), reached.numpy()
+        still = ((1 - alpha / rows) ** np.arange(users, -1, -1)).astype(dtype)
+        own, reached, so_far = decays(gamma), np.empty_like(attended), np.eye(rows, dtype=dtype)
         for user in reversed(range(users)):
-            # Where a user's change ends up, once those after it have written.
-            into[user] = so_far @ attended[user]
-            so_far = so_far @ maps[user]
-        mixing_map = torch.from_numpy(so_far)
-        mixing = (gamma * reached.T @ mixing_change.flatten(1)).view(rows, *mixing_change.shape[1:])
-        profile_decay, profile = rows_of(alpha, looked)
-        gradient_decay, of_gradient = rows_of(beta, gradient)
-        weights_decay, of_weights = rows_of(gamma, weights)
+            # Where a user's change ends up, once those after it have written; then that user's own D + g a_u a_u^T.
+            reached[user] = so_far @ attended[user]
+            so_far = so_far * own[user] + gamma * reached[user][:, None] * attended[user]
+        profile_decay, profile = rows_of(alpha, profiles - centre.numpy() if settings.centred else profiles)
+        gradient_decay, of_gradient = rows_of(beta, gradient.numpy())
+        weights_decay, of_weights = rows_of(gamma, weights.numpy())
+        mixing = (gamma * reached.T @ change.reshape(users, math.prod(change.shape[1:]))).reshape(rows, *change.shape[1:])
         return cls(
             profile_decay=profile_decay,
             profile=profile,
-            centre_decay=still[0],
-            centre=alpha / rows * still[1:] @ p_u,
+            centre_decay=torch.tensor(still[0]),
+            centre=torch.from_numpy(dtype.type(alpha / rows) * still[1:] @ profiles),
             gradient_decay=gradient_decay,
             gradient=of_gradient,
-            mixing_map=mixing_map,
-            mixing=mixing,
+            mixing_map=torch.from_numpy(so_far),
+            mixing=torch.from_numpy(mixing),
             weights_decay=weights_decay,
             weights=of_weights,
         )
@@ -195,11 +201,11 @@ class Writes:
 
     def tensors(self) -> dict[str, Tensor]:
         """The parts by name, as they travel."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
-        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+        return all(np.isfinite(tensor.numpy()).all() for tensor in self.tensors().values())
 
 
 def compose(writes: Iterable[Writes | None]) -> Writes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
 from model.tasks import Batch, Task, collate
+
+if TYPE_CHECKING:
+    from model.kernels import Floats
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Gradient:
 
     def finite(self) -> bool:
         """Whether no number is infinite or NaN: one step along one that is would end all learning."""
-        return all(bool(values.isfinite().all()) for values in (self.vector, *(part.values for part in self.rows.values())))
+        return all(np.isfinite(values.numpy()).all() for values in (self.vector, *(part.values for part in self.rows.values())))
 
     def weighted(self, weight: float) -> Gradient:
         """The gradient times ``weight``, of as many queries."""
@@ -128,13 +131,15 @@ def query_loss(settings: ModelSettings, prediction: Prediction, batch: Batch) ->
     return error * batch.query_mask
 
 
-def query_slopes(settings: ModelSettings, prediction: Prediction, batch: Batch) -> tuple[Tensor, Tensor]:
+def query_slopes(settings: ModelSettings, prediction: Prediction, batch: Batch) -> tuple[Floats, Floats]:
     """The derivatives of `query_loss` by score and by variance, both (B, q)."""
-    error = prediction.score - batch.query_ratings
+    error, mask = prediction.score.numpy() - batch.query_ratings.numpy(), batch.query_mask.numpy()
     if settings.loss == "squared" or prediction.variance is None:
-        return 2 * error * batch.query_mask, torch.zeros_like(error)
-    at_score = error / prediction.variance
-    return at_score * batch.query_mask, 0.5 * (1 / prediction.variance - at_score.square()) * batch.query_mask
+        return 2 * error * mask, np.zeros_like(error)
+    with np.errstate(all="ignore"):  # What is not finite ends as a gradient that the trainer refuses.
+        precision = 1 / prediction.variance.numpy()
+        at_score = error * precision
+        return at_score * mask, 0.5 * (precision - at_score * at_score) * mask
 
 
 def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writes | None]:
@@ -142,16 +147,18 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
 
     Writers are given by group, for the first groups or all. A user who has no support in that group writes nothing.
     """
-    batch, prediction = adapted.batch, adapted.prediction
-    writing = _writing(batch, writers)
-    slopes, users = query_slopes(model.settings, prediction, batch), torch.tensor(list(writing), dtype=torch.int64)
-    if isinstance(adapted.way, engine.Solved):
-        found = engine.gradients(model, batch, adapted.way, *slopes, users=users)
-    elif isinstance(adapted.way, steps.Stepped) and model.analytic:
-        found = steps.gradients(model, batch, adapted.way, slopes[0], users=users)
+    batch, prediction, way = adapted.batch, adapted.prediction, adapted.way
+    on_host = batch.to(model.memory.centre.device)
+    writing = _writing(on_host, writers)
+    users = np.fromiter(writing, np.int64, len(writing))
+    if isinstance(way, engine.Solved):
+        found = engine.gradients(model, batch, way, *query_slopes(model.settings, prediction, batch), users=users)
+    elif isinstance(way, steps.Stepped) and model.analytic:
+        at_score, _ = query_slopes(model.settings, prediction, batch)
+        found = steps.gradients(model, batch, way, torch.from_numpy(at_score), users=torch.from_numpy(users))
     else:
-        found = _by_autograd(model, adapted, slopes[0], users)
-    queries = batch.query_mask.sum(1)
+        found = _by_autograd(model, adapted, torch.from_numpy(users))
+    queries = on_host.query_mask.numpy().sum(1)
     gradients = [
         Gradient(
             queries=int(queries[tasks].sum()),
@@ -160,20 +167,20 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
         )
         for group, tasks in enumerate(batch.tasks_of)
     ]
-    writes = compose_writes(model, batch, prediction, found, writing) if any(writers) and model.settings.memory != "off" else None
+    writes = compose_writes(model, on_host, prediction, found, writing) if any(writers) and model.settings.memory != "off" else None
     return gradients, writes
 
 
 def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
     """The numbers of the users who write, in order, each with that of the last of its tasks that has a support."""
     # Of two tasks of a user the later one stays.
-    supported = torch.diff(batch.support.bounds).nonzero()[:, 0]
-    last = dict(zip(batch.user_of[supported].tolist(), supported.tolist(), strict=True))
+    supported = np.diff(batch.support.bounds.numpy()).nonzero()[0]
+    last = dict(zip(batch.user_of.numpy()[supported].tolist(), supported.tolist(), strict=True))
     of_groups = zip(writers, batch.users_of, strict=False)
     return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
 
 
-def _by_autograd(model: Mamo, adapted: Adapted, at_score: Tensor, users: Tensor) -> engine.Gradients:
+def _by_autograd(model: Mamo, adapted: Adapted, users: Tensor) -> engine.Gradients:
     """What `engine.gradients` finds, of a batch of one group by the graph of `Mamo.forward` or of `steps.solve`."""
     batch, prediction = adapted.batch, adapted.prediction
     stepped = adapted.way if isinstance(adapted.way, steps.Stepped) else None
@@ -188,7 +195,8 @@ def _by_autograd(model: Mamo, adapted: Adapted, at_score: Tensor, users: Tensor)
     of_items, of_user_rows = found.pop(), found.pop()
     theta_u = mixing = None
     if stepped is not None:
-        theta_u, mixing = steps.writings(model, batch, steps.pull(stepped, at_score), users)
+        at_score, _ = query_slopes(model.settings, prediction._replace(score=prediction.score.detach()), batch)
+        theta_u, mixing = steps.writings(model, batch, steps.pull(stepped, torch.from_numpy(at_score)), users)
     elif nodes:
         if model.settings.adapts_inner_layers:
             written = [part.new_zeros(len(batch.users), *part.shape[1:]).index_add_(0, batch.user_of, part) for part in written]
@@ -211,21 +219,26 @@ def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, found: eng
     user's last task.
     """
     settings, memory = model.settings, model.memory
-    users, tasks, batch = list(writing), list(writing.values()), batch.to(memory.centre.device)
-    queries = batch.query_mask.new_zeros(len(batch.users)).index_add_(0, batch.user_of, batch.query_mask.sum(1)).clamp(min=1)[users]
-    gradient = memory.gradient.new_zeros(len(users), memory.gradient.shape[1])
+    users, tasks = list(writing), list(writing.values())
+    queries = np.bincount(batch.user_of.numpy(), batch.query_mask.numpy().sum(1), len(batch.users))[users].clip(1)
+    mean = (1 / queries).astype(memory.centre.numpy().dtype)
+
+    def of(values: Tensor, which: list[int]) -> Floats:
+        return values.detach().cpu().numpy()[which]
+
+    gradient = np.zeros((len(users), memory.gradient.shape[1]), mean.dtype)
     if found.theta_u is not None:
-        gradient = found.theta_u / queries[:, None]
-    change = memory.mixing.new_zeros(len(users), *memory.mixing.shape[1:])
+        gradient = found.theta_u.numpy() * mean[:, None]
+    change = np.zeros((len(users), *memory.mixing.shape[1:]), mean.dtype)
     if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
-        change = (prediction.mixing[tasks] - prediction.mixing_read[users]).detach().cpu()
+        change = of(prediction.mixing, tasks) - of(prediction.mixing_read, users)
     elif found.mixing is not None:
-        change = -settings.task_step * found.mixing / queries[:, None, None]
-    weights = memory.weights.new_zeros(len(users), memory.weights.shape[1])
+        change = found.mixing.numpy() * (mean.dtype.type(-settings.task_step) * mean)[:, None, None]
+    weights = np.zeros((len(users), memory.weights.shape[1]), mean.dtype)
     if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-        weights = (prediction.last_layer[tasks] - prediction.last_layer_prior[tasks]).detach().cpu()
-    attention, p_u = (value[users].detach().cpu() for value in (prediction.attention, prediction.p_u))
-    return Writes.of_users(settings, memory.centre, attention, p_u, gradient, change, weights)
+        weights = of(prediction.last_layer, tasks) - of(prediction.last_layer_prior, tasks)
+    values = of(prediction.attention, users), of(prediction.p_u, users), gradient, change, weights
+    return Writes.of_users(settings, memory.centre, *map(torch.from_numpy, values))
 
 
 def total(gradients: Sequence[Gradient]) -> Gradient:
@@ -284,15 +297,15 @@ class Optimiser:
         if name in self.model.phi:
             self.model.of_vector(vector)[name].fill_(value)
 
-    def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, list[str]]:
-        """One optimiser step and the memory writes of a round; returns the keys of the rows that changed, by table.
+    def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, list[int]]:
+        """One optimiser step and the memory writes of a round; returns the numbers of the rows that changed, by table.
 
         Under ``reduction = mean`` the sum of gradients is divided by the number of queries; memory writes are not.
         """
         model, settings = self.model, self.model.settings
         self.count += 1
         scale = 1 / max(1, gradient.queries) if settings.reduction == "mean" else 1.0
-        model.set_vector(self._follow(model.vector, gradient.vector * scale))
+        model.set_vector(torch.from_numpy(self._follow(model.vector.numpy(), gradient.vector.numpy() * scale)))
         changed = {}
         for name, part in gradient.rows.items():
             table = model.tables[name]
@@ -304,7 +317,7 @@ class Optimiser:
                 into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
                 summed, at = summed.new_zeros(len(place), table.width).index_add_(0, into, summed), list(place)
             self._follow_rows(name, np.array(at, np.int64), summed, scale)
-            changed[name] = [table.keys[row] for row in at]
+            changed[name] = at
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed
@@ -315,16 +328,19 @@ class Optimiser:
         assert moments is not None, "the optimiser of another model"  # noqa: S101
         return moments
 
-    def _follow(self, value: Tensor, gradient: Tensor) -> Tensor:
-        gradient = gradient + self.decays * value
+    def _follow(self, value: Floats, gradient: Floats) -> Floats:
+        gradient, rates = gradient + self.decays.numpy() * value, self.rates.numpy()
         if self.model.settings.optimiser == "sgd":
-            return value - self.rates * gradient
+            return value - rates * gradient
         b1, b2 = self.betas
-        first = torch.lerp(gradient, self.moments[0], b1)
-        second = torch.lerp(gradient.square(), self.moments[1], b2)
-        self.moments = torch.stack([first, second])
-        unbiased = (second / (1 - b2**self.count)).sqrt() + 1e-8
-        return value - self.rates / (1 - b1**self.count) * first / unbiased
+        moments = self.moments.numpy()
+        first = gradient + b1 * (moments[0] - gradient)
+        squared = gradient * gradient
+        second = squared + b2 * (moments[1] - squared)
+        self.moments = torch.from_numpy(np.stack([first, second]))
+        unbiased = np.sqrt(second / (1 - b2**self.count)) + 1e-8
+        followed: Floats = value - rates / (1 - b1**self.count) * first / unbiased
+        return followed
 
     def _follow_rows(self, name: str, rows: np.ndarray, gradient: Tensor, scale: float) -> None:
         """Move ``rows`` (m,) of a table along their gradient (m, width) times ``scale``."""

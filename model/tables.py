@@ -80,17 +80,19 @@ class Table:
 
     def lookup(self, keys: Iterable[str]) -> list[int]:
         """Row numbers of keys; a new key gets a provisional row with its initial value."""
-        found = []
-        for key in keys:
-            row = self.rows.get(key)
-            if row is None:
+        keys = list(keys)
+        found = list(map(self.rows.get, keys))
+        if None not in found:
+            return cast("list[int]", found)
+        for place, key in enumerate(keys):
+            if found[place] is None:
                 home = self.home(key)
                 row = self.rows.get(home)
                 if row is None:
                     row = self._append(home, self.initial(home))
                     self.provisional.add(home)
-            found.append(row)
-        return found
+                found[place] = row
+        return cast("list[int]", found)
 
     def admit(self, keys: Iterable[str]) -> list[int]:
         """As `lookup`, but the keys become part of the version, as long as there is room."""
@@ -112,15 +114,14 @@ class Table:
 
     def assign(self, keys: Sequence[str], values: Tensor) -> None:
         """Set rows to what a version states: ``values`` is of shape (len(keys), width)."""
-        rows = []
-        for key in keys:
-            row = self.rows.get(key)
-            if row is None:
-                row = self._append(key, self.values.new_zeros(self.width))
-            rows.append(row)
-        self.provisional.difference_update(keys)
-        if rows:
-            self.values[torch.tensor(rows)] = values.to(self.values.dtype)
+        rows = list(map(self.rows.get, keys))
+        if None in rows:
+            nothing = self.values.new_zeros(self.width)
+            # A key may come twice.
+            rows = [self._append(key, nothing) if (row := self.rows.get(key)) is None else row for key in keys]
+        if self.provisional:
+            self.provisional.difference_update(keys)
+        self.values.numpy()[np.array(rows, np.int64)] = values.numpy()
 
     def trim(self) -> None:
         """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""

@@ -30,15 +30,16 @@ class Task(NamedTuple):
     history: History | None = None
 
 
-def cut_task(user: str, history: History, query: int, generator: np.random.Generator) -> Task:
-    """The task of a rehearsed user: the history, of one interaction at least, is cut at random; what stands before the cut is support.
+def cut(users: Sequence[str], histories: Sequence[History], query: int, generator: np.random.Generator) -> list[Task]:
+    """The tasks of rehearsed users: each history, of one interaction at least, is cut at random; what stands before the cut is support.
 
     The query is what follows, ``query`` interactions at most. Every place is as likely a cut, the first too, where a new user stands.
     """
-    items, ratings = history.items, history.ratings
-    cut = int(generator.integers(len(items)))
-    end = cut + query
-    return Task(user, items[:cut], ratings[:cut], items[cut:end], ratings[cut:end], history)
+    cuts = generator.integers(np.array([len(history.items) for history in histories], np.int64)).tolist()
+    return [
+        Task(user, history.items[:at], history.ratings[:at], history.items[at : at + query], history.ratings[at : at + query], history)
+        for user, history, at in zip(users, histories, cuts, strict=True)
+    ]
 
 
 class Supports(NamedTuple):

@@ -16,8 +16,9 @@ import numpy as np
 from streaming.errors import FormatMismatch, Malformed
 from streaming.events import FORMAT, Tensor
 
-DTYPES = frozenset({"float32", "float64", "int64", "int32", "uint8", "bool"})
-"""The element types that a `Tensor` may have."""
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "int64", "int32", "uint8", "bool")}
+"""The element types that a `Tensor` may have, and how they travel."""
+_NAMES = {np.dtype(name): name for name in DTYPES}
 
 _MAX_DIMENSIONS = 16
 
@@ -87,10 +88,10 @@ def _check_format(found: int | None, what: str) -> None:
 
 def tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """Return ``array`` as raw little-endian bytes in C order. Raises TypeError for a dtype outside `DTYPES`."""
-    name = array.dtype.name
+    name = _NAMES.get(array.dtype) or array.dtype.name  # A dtype's name is slow to make.
     if name not in DTYPES:
         raise TypeError(f"a tensor of {name} cannot be written; the types are {', '.join(sorted(DTYPES))}")
-    return Tensor(dtype=name, shape=array.shape, data=array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return Tensor(dtype=name, shape=array.shape, data=array.astype(DTYPES[name], copy=False).tobytes())
 
 
 def array(value: Tensor) -> np.ndarray[Any, Any]:
@@ -102,7 +103,7 @@ def array(value: Tensor) -> np.ndarray[Any, Any]:
         raise Malformed("wrong-type", f"tensor of dtype {value.dtype[:32]!a}; the types are {', '.join(sorted(DTYPES))}")
     if len(value.shape) > _MAX_DIMENSIONS or any(size < 0 for size in value.shape):
         raise Malformed("wrong-type", f"tensor of shape {value.shape[:_MAX_DIMENSIONS]}")
-    dtype = np.dtype(value.dtype).newbyteorder("<")
+    dtype = DTYPES[value.dtype]
     length = math.prod(value.shape) * dtype.itemsize
     if length != len(value.data):
         raise Malformed("wrong-type", f"tensor of shape {value.shape} and {value.dtype} takes {length} bytes, {len(value.data)} found")

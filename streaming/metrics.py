@@ -268,9 +268,10 @@ class Metrics:
         for reason, count in step.dead_letters.items():
             self._dead_letters.labels(reason).inc(count)
 
-    def observe_history(self, *, found: bool) -> None:
-        """Count a support set that was looked at: whether what it had come to before was still at hand."""
-        self._histories.labels("unchanged" if found else "read").inc()
+    def observe_histories(self, *, unchanged: int, read: int) -> None:
+        """Count support sets that were looked at: of those unchanged, what they had come to before was still at hand."""
+        self._histories.labels("unchanged").inc(unchanged)
+        self._histories.labels("read").inc(read)
 
     def observe_answers(self, waits: Sequence[float], *, stale: int, dead_letters: Sequence[str] = ()) -> None:
         """Take in committed answers: the seconds from each request to its answer, how many are stale, and why others were refused."""

@@ -48,10 +48,11 @@ def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: li
         expected = history_of(sets.get(user))
         for _ in range(2):  # staged, and committed
             for _ in range(2):
-                found = histories.of(sets, user)
+                (found,) = histories.of(sets, [user])
                 assert (found.items, found.ratings) == (expected.items, expected.ratings)
             sets.commit(sets.changes())
-        assert histories.of(sets, user) is histories.of(sets, user)
+        first, again = histories.of(sets, [user, user])
+        assert first is again
 
 
 def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
