@@ -116,8 +116,9 @@ class Catalogue:
     def _by_table(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
         batch = collate([tasks], model.users, model.items, model.dtype)
-        _, solved = engine.solve(model, batch)
-        w, to_user = torch.from_numpy(solved.found.mean), torch.from_numpy(solved.given.to_user)
+        prediction, solved = engine.solve(model, batch)
+        w, to_user = prediction.last_layer, torch.from_numpy(solved.given.to_user)
+        assert w is not None  # noqa: S101  the closed form has one
         own = pad((to_user[batch.user_of] @ w[..., None])[..., 0], (0, 1), value=1.0)
         for place, block in self._all():
             torch.mm(own, block.table.T, out=scores[:, place])
@@ -144,7 +145,7 @@ class Catalogue:
         encoded = self._encoded.get((start, items.table.layout))
         if encoded is None:
             items.begin()  # Places given before are let go once they are too many, and rows that no version holds.
-            encoded = items.encoded(np.array(items.places(self.keys[start : start + BLOCK_ITEMS]), np.int64))
+            encoded = items.encoded(items.places(self.keys[start : start + BLOCK_ITEMS]))
         p_i, bias = items.embedded(encoded[0].numpy(), encoded[1].numpy())
         if model.closed_form:
             phi = model.arrays()

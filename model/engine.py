@@ -15,6 +15,7 @@ items, J counted once for each group, F = d_e + 1, and E = F + 1 with the residu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from model import kernels
 from model.mamo import Mamo, Prediction
+from model.numbering import slices
 from model.tasks import Batch
 
 if TYPE_CHECKING:
@@ -44,15 +46,46 @@ SLOPES: dict[str, Callable[[Floats], Floats]] = {
 """Their derivatives, from what came out of them."""
 
 
+class Blend(NamedTuple):
+    """What memory rows add to the layers of each of m users.
+
+    Factors of the rows (m, K), and of each layer what the rows hold of its weights, (in, K out), and of its biases, (K, out).
+    """
+
+    factors: Floats
+    weights: list[Floats]
+    biases: list[Floats]
+
+    @classmethod
+    def of(cls, factors: Floats, rows: Floats, theta: list[Floats]) -> Blend:
+        """From rows (K, size) that hold weights and biases by turns, shaped like ``theta``."""
+        ends = list(itertools.accumulate(part.size for part in theta))
+        parts = [rows[:, of].reshape(-1, *part.shape) for of, part in zip(slices(ends), theta, strict=True)]
+        return cls(factors, [part.swapaxes(0, 1).reshape(part.shape[1], -1) for part in parts[::2]], parts[1::2])
+
+    def forward(self, layer: int, x: Floats) -> Floats:
+        """What is added to what comes out of a layer, (m, out): less work than weights of each user's own."""
+        of_rows = (x @ self.weights[layer]).reshape(*self.factors.shape, -1)
+        added: Floats = (self.factors[..., None] * of_rows).sum(1) + self.factors @ self.biases[layer]
+        return added
+
+    def back(self, layer: int, at: Floats) -> Floats:
+        """What is added to the gradient at what went in, (m, in)."""
+        by_rows = self.factors[..., None] * at[:, None]
+        added: Floats = by_rows.reshape(len(at), -1) @ self.weights[layer].T
+        return added
+
+
 class Network(NamedTuple):
-    """A pass through fully connected layers: weights (in, out) or, of each user, (U, in, out); the input of each layer, and the output."""
+    """A pass through fully connected layers: weights (in, out), what users have beside them, each layer's input, and the output."""
 
     weights: list[Floats]
+    blend: Blend | None
     values: list[Floats]
     activation: str
 
     def of(self, rows: Numbers) -> Network:
-        """The passes of these rows, which may repeat; weights must be shared."""
+        """The passes of these rows, which may repeat; no row may have anything of its own."""
         return self._replace(values=[value.take(rows, 0) for value in self.values])
 
     @property
@@ -99,13 +132,10 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
     attended = memory.attention(torch.from_numpy(p_u), settings.temperature, centred=settings.centred)
     attention = attended.numpy()
-    theta_u = [phi[name] for name in model.user_names]
+    theta_u, blend = [phi[name] for name in model.user_names], None
     if settings.feature_memory:
-        shift, shifted = settings.tau * (attention @ memory.gradient.numpy()), 0
-        for place, theta in enumerate(theta_u):
-            theta_u[place] = theta - shift[:, shifted : shifted + theta.size].reshape(-1, *theta.shape)
-            shifted += theta.size
-    users = network(theta_u, p_u, settings.activation)
+        blend = Blend.of(-settings.tau * attention, memory.gradient.numpy(), theta_u)
+    users = network(theta_u, p_u, settings.activation, blend)
     items = network([phi[name] for name in model.item_names], p_i, settings.activation)
     e_u, mixing, remembered = users.output, None, None
     to_user = np.zeros((len(p_u), d + 1, d + 1), p_u.dtype)
@@ -114,14 +144,12 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         remembered = attention @ memory.weights.numpy()
         prior = profile_prior + phi["gate"] * remembered
         mixing = (attention @ memory.mixing.numpy().reshape(len(memory.mixing), -1)).reshape(-1, d, 2 * d)
-        to_user[:, :d, :d] = mixing[..., d:].swapaxes(1, 2)
-        to_user[:, d, :d] = (mixing[..., :d] @ e_u[..., None])[..., 0]
-        to_user[:, d, d] = 1
+        kernels.join(mixing, e_u, to_user)
     else:
         to_user[:] = np.eye(d + 1)
 
     # What is known of items, and how much an interaction tells of them.
-    known = np.empty((len(p_i), d + 2), p_i.dtype)
+    known = np.zeros((len(p_i), kernels.padded(d + 2)), p_i.dtype)
     known[:, :d] = items.output
     known[:, d] = 1
     known[:, d + 1] = -(bias + phi["mean"])
@@ -146,15 +174,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         queries=batch.query_mask.numpy().sum(1).astype(np.int64),
         noise=float(1 / precision[0]),
     )
-    (count, most), f, dtype = batch.query_items.shape, d + 1, p_u.dtype
-    found = kernels.Found(
-        score=np.zeros((count, most), dtype),
-        variance=np.ones((count, most), dtype),
-        mean=np.empty((count, f), dtype),
-        spread=np.empty((count, most, f), dtype),
-        told=np.empty((count, f, f), dtype),
-        told_rating=np.empty((count, f), dtype),
-    )
+    found = kernels.Found.of(*batch.query_items.shape, d + 1, p_u.dtype)
     kernels.adapt(given, found)
     written = None if mixing is None else torch.from_numpy(mixing)
     prediction = Prediction(
@@ -165,7 +185,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         theta_u=[],
         mixing=written,
         mixing_read=written,
-        last_layer=torch.from_numpy(found.mean),
+        last_layer=torch.from_numpy(found.mean_of(np.arange(len(task)))),
         last_layer_prior=torch.from_numpy(profile_prior[task]),
     )
     return prediction, Solved(users, items, mixing, remembered, given, found)
@@ -181,13 +201,13 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     phi, d, count = model.arrays(), model.settings.embedding_size, len(batch.users)
     groups, dtype, item_of = len(batch.tasks_of), solved.given.known.dtype, solved.given.item_of
     of_task, of_user, of_item = map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
-    at_known, at_prior = np.zeros((len(item_of), d + 2), dtype), np.zeros((count, d + 1), dtype)
+    at_known, at_prior = np.zeros((len(item_of), solved.given.known.shape[1]), dtype), np.zeros((count, d + 1), dtype)
     at_to_user, of_group = np.zeros((count, d + 1, d + 1), dtype), np.zeros((groups, d + 3), dtype)
     kernels.pull(solved.given, solved.found, of_task, at_score, at_variance, at_known, at_to_user, at_prior, of_group)
     into = {
         "log_prior": of_group[:, : d + 1],
         "log_precision": of_group[:, d + 1 : d + 2],
-        "mean": -sums(at_known[:, -1:], batch.items_of),
+        "mean": -sums(at_known[:, d + 1 : d + 2], batch.items_of),
     }
     if "recency" in phi:
         into["recency"] = of_group[:, d + 2 :] / (1 + np.exp(-phi["recency"]))
@@ -200,7 +220,7 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     if solved.mixing is not None and solved.remembered is not None:
         into["gate"] = sums(at_prior * solved.remembered, batch.users_of)
         constant = at_to_user[:, d, :d]
-        at_e_u += (constant[:, None] @ solved.mixing[..., :d])[:, 0]
+        at_e_u += (constant[..., None] * solved.mixing[..., :d]).sum(1)
         if len(users):
             at_of_user = constant[users, :, None] * e_u[users, None]
             at_mixing = torch.from_numpy(np.concatenate([at_of_user, at_to_user[users, :d, :d].swapaxes(1, 2)], -1))
@@ -214,7 +234,7 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     # The rows that profiles are made of; an item's bias is the last number of each.
     at_item = np.empty((len(at_known), len(model.items.spans), d + 1), dtype)
     at_item[..., :d] = at_p_i.reshape(len(at_known), -1, d)
-    at_item[..., d] = -at_known[:, -1:]
+    at_item[..., d] = -at_known[:, d + 1 : d + 2]
     vectors = np.zeros((groups, len(model.vector)), dtype)
     for name, of in model.spans.items():
         if name in into:
@@ -233,18 +253,16 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     )
 
 
-def network(theta: list[Floats], x: Floats, activation: str) -> Network:
-    """Pass ``x`` (m, in) through layers whose weights and biases ``theta`` holds by turns.
-
-    These are shared, (in, out) and (out,), or of each row, (m, in, out) and (m, out).
-    """
+def network(theta: list[Floats], x: Floats, activation: str, blend: Blend | None = None) -> Network:
+    """Pass ``x`` (m, in) through layers whose weights (in, out) and biases (out,) ``theta`` holds by turns."""
     weights, biases, values = theta[::2], theta[1::2], [x]
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = (x @ weight if weight.ndim == 2 else (x[:, None] @ weight)[:, 0]) + bias
-        if layer < len(weights) - 1:
-            x = ACTIVATIONS[activation](x)
+        out = x @ weight + bias
+        if blend is not None:
+            out += blend.forward(layer, x)
+        x = ACTIVATIONS[activation](out) if layer < len(weights) - 1 else out
         values.append(x)
-    return Network(weights, values, activation)
+    return Network(weights, blend, values, activation)
 
 
 def back(passed: Network, at: Floats) -> tuple[list[tuple[Floats, Floats]], Floats]:
@@ -254,8 +272,10 @@ def back(passed: Network, at: Floats) -> tuple[list[tuple[Floats, Floats]], Floa
         if layer < len(passed.weights) - 1:
             at = at * SLOPES[passed.activation](passed.values[layer + 1])
         pairs.append((passed.values[layer], at))
-        weight = passed.weights[layer]
-        at = at @ weight.T if weight.ndim == 2 else (weight @ at[..., None])[..., 0]
+        below = at @ passed.weights[layer].T
+        if passed.blend is not None:
+            below += passed.blend.back(layer, at)
+        at = below
     return pairs[::-1], at
 
 

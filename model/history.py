@@ -34,7 +34,7 @@ class History:
     def arrays(self, profiles: Profiles) -> tuple[np.ndarray, np.ndarray]:
         """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings."""
         if self._arrays is None or self._epoch is not profiles.epoch:
-            self._arrays = np.array(profiles.places(self.items), np.int64), np.array(self.ratings, np.float64)
+            self._arrays = profiles.places(self.items), np.array(self.ratings, np.float64)
             self._epoch = profiles.epoch
         return self._arrays
 

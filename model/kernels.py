@@ -1,7 +1,7 @@
 """The arithmetic of the closed form as loops, compiled by Numba: what a task needs stays in the processor's first cache.
 
 Written as batched tensor operations the same is some hundred calls on arrays of a few kilobytes, each slower than the work it does. Arrays
-are numpy's, of one floating type throughout. Shapes as in `model.engine`: B tasks, L interactions, q, I and J items, F and E = F + 1.
+are numpy's, of one floating type throughout. Shapes as in `model.engine`: B tasks, L interactions, q, I and J items, F.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import compiled
+from model.lanes import LANES, add, subtract
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,25 +21,16 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-@compiled
-def outer(known: Floats) -> Floats:
-    """The products of each row (I, E) with itself, upper triangle row by row but for the last one: (I, E (E + 1) / 2 - 1)."""
-    items, size = known.shape
-    packed = np.empty((items, size * (size + 1) // 2 - 1), known.dtype)
-    for item in range(items):
-        at = 0
-        for i in range(size - 1):
-            for j in range(i, size):
-                packed[item, at] = known[item, i] * known[item, j]
-                at += 1
-    return packed
+def padded(size: int) -> int:
+    """The next number of columns that is made up of whole registers."""
+    return -(-size // LANES) * LANES
 
 
 class Given(NamedTuple):
     """What a batch of tasks is adapted from."""
 
     known: Floats
-    """(I, E): z of each item, and what is predicted without x w, negated."""
+    """(I, W): z of each item, what is predicted without x w, negated, and 0 up to a width that registers take."""
     item_of: Numbers
     """(J,), into ``known``."""
     items: Numbers
@@ -64,119 +56,170 @@ class Given(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What adapting finds; a task whose precision matrix is not positive definite has NaN."""
+    """What adapting finds; a task whose precision matrix is not positive definite has NaN.
+
+    Tasks stand side by side, `LANES` of them in each of C blocks, but for scores; what of the last block or of a query has no task is 0.
+    """
 
     score: Floats
     """(B, q), likewise ``variance``."""
     variance: Floats
     mean: Floats
-    """(B, F), the adapted w."""
+    """(C, F, LANES), the adapted w."""
     spread: Floats
-    """(B, q, F), A^-1 x of each query."""
+    """(C, q, F, LANES), A^-1 x of each query."""
     told: Floats
-    """(B, F, F), Z' N Z, and (B, F), Z' N r: what the support tells, of items as all users see them."""
+    """(C, F, F, LANES), Z' N Z, and (C, F, LANES), Z' N r: what the support tells, of items as all users see them."""
     told_rating: Floats
+    to_user: Floats
+    """(C, F, F, LANES), T of each task's user."""
+    asked: Floats
+    """(C, q, F, LANES), z of each query."""
+
+    @classmethod
+    def of(cls, tasks: int, queries: int, size: int, dtype: np.dtype) -> Found:
+        """Room for so many tasks with so many queries each, of F = ``size``; a query that is none scores 0 with variance 1."""
+        blocks = -(-tasks // LANES)
+        row, square, each = (blocks, size, LANES), (blocks, size, size, LANES), (blocks, queries, size, LANES)
+        shapes = row, each, square, row, square, each
+        return cls(np.zeros((tasks, queries), dtype), np.ones((tasks, queries), dtype), *(np.zeros(shape, dtype) for shape in shapes))
+
+    def mean_of(self, tasks: Numbers) -> Floats:
+        """The adapted w of these tasks, (m, F)."""
+        return self.mean[tasks // LANES, :, tasks % LANES]
+
+
+@compiled
+def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
+    """Fill T (U, F, F), which is 0, from M_uI (U, d_e, 2 d_e) and e_u (U, d_e): [e_i, 1] T = [M_uI [e_u, e_i], 1]."""
+    users, d = e_u.shape
+    for user in range(users):
+        t, m = to_user[user], mixing[user]
+        t[d, d] = 1
+        for j in range(d):
+            total = mixing.dtype.type(0)
+            for i in range(d):
+                t[i, j] = m[j, d + i]
+                total += m[j, i] * e_u[user, i]
+            t[d, j] = total
+
+
+@compiled
+def compose(attended: Floats, own: Floats, gamma: float, reached: Floats) -> Floats:
+    """The product (K, K) of D + gamma a_u a_u' of users in order, the last leftmost; ``reached`` (U, K) is filled: see `model.memory`.
+
+    ``attended`` (U, K) is a_u, ``own`` (U, K) the diagonals D. What a user adds ends up where those after it move it: that product of
+    theirs, times a_u.
+    """
+    users, rows = attended.shape
+    so_far = np.eye(rows).astype(attended.dtype)
+    for user in range(users - 1, -1, -1):
+        a, left, into = attended[user], own[user], reached[user]
+        for i in range(rows):
+            total = attended.dtype.type(0)
+            for j in range(rows):
+                total += so_far[i, j] * a[j]
+            into[i] = total
+        for i in range(rows):
+            by = attended.dtype.type(gamma) * into[i]
+            for j in range(rows):
+                so_far[i, j] = so_far[i, j] * left[j] + by * a[j]
+    return so_far
 
 
 @compiled
 def adapt(given: Given, found: Found) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
     known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
-    score, variance, mean, spread, told, told_rating = found
-    size = known.shape[1]
-    f = size - 1
-    packed = outer(known)
-    width = packed.shape[1]
-    most = query_items.shape[1]
-    row = np.empty(width, known.dtype)
-    rated = np.empty(f, known.dtype)
-    a = np.empty((f, f), known.dtype)
-    own = np.empty((f, f), known.dtype)
+    score, variance, mean, spread, told, told_rating, of_users, asked_items = found
+    f, width, kind = prior.shape[1], known.shape[1], known.dtype
+    tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
+    rows, weighted, gram = np.empty((longest, width), kind), np.empty((longest, width), kind), np.empty((width, width), kind)
+    a, own, inverse = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, LANES), kind)
     # The right-hand sides: t, and each query's features.
-    of_items, sides = np.empty((1 + most, f), known.dtype), np.empty((1 + most, f), known.dtype)
-    for task in range(len(starts) - 1):
-        user = user_of[task]
-        row[:] = 0
-        rated[:] = 0
-        for place in range(starts[task], starts[task + 1]):
-            item = item_of[items[place]]
-            weight = decay[starts[task + 1] - 1 - place]
-            by_rating = weight * ratings[place]
-            products, z = packed[item], known[item]
-            for k in range(width):
-                row[k] += weight * products[k]
-            for k in range(f):
-                rated[k] += by_rating * z[k]
-        s, at = told[task], 0
+    sides, of_prior = np.empty((1 + most, f, LANES), kind), np.zeros((f, LANES), kind)
+    on_query, squared = np.empty(LANES, kind), np.empty(LANES, kind)
+    for block in range(len(mean)):
+        begin = block * LANES
+        lanes, asked = min(LANES, tasks - begin), 0
+        s, z, t, r = told[block], asked_items[block], of_users[block], told_rating[block]
+        for lane in range(lanes):
+            task = begin + lane
+            first, count = starts[task], starts[task + 1] - starts[task]
+            user, asked = user_of[task], max(asked, queries[task])
+            for place in range(count):
+                of_item, weight, row, by_weight = (
+                    known[item_of[items[first + place]]],
+                    decay[count - 1 - place],
+                    rows[place],
+                    weighted[place],
+                )
+                for k in range(width):
+                    row[k] = of_item[k]
+                row[f] += ratings[first + place]
+                for k in range(width):
+                    by_weight[k] = weight * row[k]
+            # With the residual beside z: Z' N Z and Z' N r at once.
+            np.dot(weighted[:count].T, rows[:count], gram)
+            for i in range(f):
+                r[i, lane] = gram[i, f]
+                of_prior[i, lane] = prior_precision[i] * prior[user, i]
+                for j in range(f):
+                    s[i, j, lane] = gram[i, j]
+                    t[i, j, lane] = to_user[user, i, j]
+            for query in range(queries[task]):
+                of_item = known[item_of[query_items[task, query]]]
+                for k in range(f):
+                    z[query, k, lane] = of_item[k]
+
+        own[:] = 0
+        a[:] = 0
+        sides[: 1 + asked] = 0
+        for i in range(f):
+            for j in range(f):
+                add(own[i, j], s[i], t[:, j])
         for i in range(f):
             for j in range(i, f):
-                s[i, j] = row[at]
-                s[j, i] = row[at]
-                at += 1
-            rated[i] += row[at]
-            told_rating[task, i] = rated[i]
-            at += 1
-
-        asked = queries[task]
-        for k in range(f):
-            of_items[0, k] = rated[k]
-        for query in range(asked):
-            z = known[item_of[query_items[task, query]]]
-            for k in range(f):
-                of_items[1 + query, k] = z[k]
-        t = to_user[user]
-        np.dot(s, t, own)
-        np.dot(t.T, own, a)
-        np.dot(of_items[: 1 + asked], t, sides[: 1 + asked])
-        for i in range(f):
-            a[i, i] += prior_precision[i]
-            sides[0, i] += prior_precision[i] * prior[user, i]
+                add(a[i, j], t[:, i], own[:, j])
+            for lane in range(LANES):
+                a[i, i, lane] += prior_precision[i]
+                sides[0, i, lane] = of_prior[i, lane]
+        for j in range(f):
+            add(sides[0, j], r, t[:, j])
+            for query in range(asked):
+                add(sides[1 + query, j], z[query], t[:, j])
 
         # A = R' R, and R'^-1 of the right-hand sides on the way.
-        fine = True
         for k in range(f):
-            if not a[k, k] > 0:
-                fine = False
-                break
-            inverse = known.dtype.type(1) / math.sqrt(a[k, k])
             for j in range(k, f):
-                a[k, j] *= inverse
+                subtract(a[k, j], a[:k, k], a[:k, j])
+            for lane in range(LANES):
+                inverse[k, lane] = 1 / math.sqrt(a[k, k, lane]) if a[k, k, lane] > 0 else np.nan
+            for j in range(k + 1, f):
+                for lane in range(LANES):
+                    a[k, j, lane] *= inverse[k, lane]
             for side in range(1 + asked):
-                sides[side, k] *= inverse
-            for i in range(k + 1, f):
-                by = a[k, i]
-                for j in range(i, f):
-                    a[i, j] -= by * a[k, j]
-            for side in range(1 + asked):
-                by = sides[side, k]
-                for j in range(k + 1, f):
-                    sides[side, j] -= by * a[k, j]
-        if not fine:
-            score[task] = np.nan
-            variance[task] = np.nan
-            mean[task] = np.nan
-            spread[task] = np.nan
-            continue
+                subtract(sides[side, k], a[:k, k], sides[side, :k])
+                for lane in range(LANES):
+                    sides[side, k, lane] *= inverse[k, lane]
         for query in range(asked):
-            on_query, squared = known.dtype.type(0), known.dtype.type(0)
-            for k in range(f):
-                on_query += sides[0, k] * sides[1 + query, k]
-                squared += sides[1 + query, k] * sides[1 + query, k]
-            score[task, query] = on_query - known[item_of[query_items[task, query]], f]
-            variance[task, query] = squared + noise
+            on_query[:] = 0
+            squared[:] = noise
+            add(on_query, sides[0], sides[1 + query])
+            add(squared, sides[1 + query], sides[1 + query])
+            for lane in range(lanes):
+                if query < queries[begin + lane]:
+                    score[begin + lane, query] = on_query[lane] - known[item_of[query_items[begin + lane, query]], f]
+                    variance[begin + lane, query] = squared[lane]
         # R^-1 of what has come of them.
-        for k in range(f - 1, -1, -1):
-            inverse = known.dtype.type(1) / a[k, k]
-            for side in range(1 + asked):
-                by = sides[side, k]
-                for j in range(k + 1, f):
-                    by -= a[k, j] * sides[side, j]
-                sides[side, k] = by * inverse
-        for k in range(f):
-            mean[task, k] = sides[0, k]
-        for query in range(asked):
-            for k in range(f):
-                spread[task, query, k] = sides[1 + query, k]
+        for side in range(1 + asked):
+            of_side = mean[block] if side == 0 else spread[block, side - 1]
+            for k in range(f - 1, -1, -1):
+                for lane in range(LANES):
+                    of_side[k, lane] = sides[side, k, lane]
+                subtract(of_side[k], a[k, k + 1 :], of_side[k + 1 :])
+                for lane in range(LANES):
+                    of_side[k, lane] *= inverse[k, lane]
 
 
 @compiled
@@ -193,107 +236,124 @@ def pull(
 ) -> None:
     """Add up the gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), for tasks of groups ``group_of`` (B,).
 
-    Into ``at_known`` (J, E), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
+    Into ``at_known`` (J, W), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
     precision, and at minus the exponent of recency.
     """
-    known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
-    _, _, mean, spread, told, told_rating = found
-    size = known.shape[1]
-    f = size - 1
-    at_a = np.empty((f, f), known.dtype)
-    through = np.empty((f, f), known.dtype)
-    at_own = np.empty((f, f), known.dtype)
-    matrix = np.empty((f, f), known.dtype)
-    target = np.empty(f, known.dtype)
-    vector = np.empty(f, known.dtype)
-    features = np.empty(f, known.dtype)
-    of_features = np.empty(f, known.dtype)
+    known, item_of, items, ratings, starts, decay, user_of, _, prior, prior_precision, query_items, queries, noise = given
+    _, _, mean, spread, told, told_rating, of_users, asked_items = found
+    f, width, kind = prior.shape[1], known.shape[1], known.dtype
+    tasks, most = len(starts) - 1, query_items.shape[1]
+    at_a, through = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
+    at_own, matrix = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
+    target, vector, at_precision = np.empty((f, LANES), kind), np.empty((f, LANES), kind), np.empty(LANES, kind)
+    by_score, by_variance = np.empty((most, LANES), kind), np.empty((most, LANES), kind)
+    # Rows of sums over queries, and of one or two things more.
+    left, right = np.empty((most + 2, f, LANES), kind), np.empty((most + 2, f, LANES), kind)
+    features, of_features = np.empty((most + 1, f, LANES), kind), np.empty((f, LANES), kind)
+    seen = np.empty((most + 1, f, LANES), kind)
     longest = len(decay)
-    rows, pulled = np.empty((longest, size), known.dtype), np.empty((longest, size), known.dtype)
-    form, squares, waited = np.zeros((size, size), known.dtype), np.empty(size, known.dtype), np.empty(longest, known.dtype)
+    rows, pulled = np.empty((longest, width), kind), np.empty((longest, width), kind)
+    form, squares, waited = np.zeros((width, width), kind), np.empty(width, kind), np.empty(longest, kind)
     for newer in range(longest):
         waited[newer] = math.log1p(newer)
-    two = known.dtype.type(2)
-    half = known.dtype.type(0.5)
-    for task in range(len(starts) - 1):
-        user, group, s, w = user_of[task], group_of[task], told[task], mean[task]
-        asked = queries[task]
+    two, half = kind.type(2), kind.type(0.5)
+    for block in range(len(mean)):
+        begin = block * LANES
+        lanes, asked = min(LANES, tasks - begin), 0
+        s, t, w, v, r = told[block], of_users[block], mean[block], spread[block], told_rating[block]
+        by_score[:] = 0
+        by_variance[:] = 0
+        for lane in range(lanes):
+            asked = max(asked, queries[begin + lane])
+            for query in range(queries[begin + lane]):
+                by_score[query, lane] = at_score[begin + lane, query]
+                by_variance[query, lane] = at_variance[begin + lane, query]
         target[:] = 0
+        at_precision[:] = 0
+        for k in range(f):
+            add(target[k], by_score[:asked], v[:asked, k])
+            for query in range(asked):
+                for lane in range(LANES):
+                    left[query, k, lane] = by_variance[query, lane] * v[query, k, lane]
+                    right[query, k, lane] = v[query, k, lane]
+                    features[query, k, lane] = by_score[query, lane] * w[k, lane] + two * left[query, k, lane]
+                    seen[query, k, lane] = asked_items[block, query, k, lane]
+            for lane in range(LANES):
+                left[asked, k, lane] = half * target[k, lane]
+                right[asked, k, lane] = w[k, lane]
+                left[asked + 1, k, lane] = half * w[k, lane]
+                right[asked + 1, k, lane] = target[k, lane]
+                features[asked, k, lane] = target[k, lane]
+                seen[asked, k, lane] = r[k, lane]
         for query in range(asked):
-            by = at_score[task, query]
-            for k in range(f):
-                target[k] += by * spread[task, query, k]
+            for lane in range(LANES):
+                at_precision[lane] -= by_variance[query, lane] * noise
+        at_a[:] = 0
         for i in range(f):
             for j in range(f):
-                at_a[i, j] = -half * (target[i] * w[j] + w[i] * target[j])
-        at_precision = known.dtype.type(0)
-        for query in range(asked):
-            by = at_variance[task, query]
-            at_precision -= by * noise
-            v = spread[task, query]
-            for i in range(f):
-                scaled = by * v[i]
-                for j in range(f):
-                    at_a[i, j] -= scaled * v[j]
-        for k in range(f):
-            of_group[group, k] += prior_precision[k] * (at_a[k, k] + target[k] * prior[user, k])
-            at_prior[user, k] += prior_precision[k] * target[k]
+                subtract(at_a[i, j], left[: asked + 2, i], right[: asked + 2, j])
 
         # From here on of items as all users see them: through T.
-        t = to_user[user]
-        np.dot(t, at_a, through)
-        np.dot(through, t.T, matrix)
-        np.dot(t, target, vector)
-        np.dot(s, through, at_own)
+        through[:] = 0
+        matrix[:] = 0
+        vector[:] = 0
+        at_own[:] = 0
+        for i in range(f):
+            add(vector[i], t[i], target)
+            for j in range(f):
+                add(through[i, j], t[i], at_a[:, j])
         for i in range(f):
             for j in range(f):
-                at_own[i, j] = two * at_own[i, j] + told_rating[task, i] * target[j]
-        for i in range(f):
-            at_precision += vector[i] * told_rating[task, i]
-            for j in range(f):
-                at_precision += matrix[i, j] * s[i, j]
-        of_group[group, f] += at_precision
-
+                add(matrix[i, j], through[i], t[j])
+                add(at_own[i, j], s[i], through[:, j])
+                for lane in range(LANES):
+                    at_own[i, j, lane] *= two
+                add(at_own[i, j], seen[: asked + 1, i], features[: asked + 1, j])
+            add(at_precision, matrix[i], s[i])
+        add(at_precision, vector, r)
         for query in range(asked):
-            item = query_items[task, query]
-            z = known[item_of[item]]
+            of_features[:] = 0
             for k in range(f):
-                features[k] = at_score[task, query] * w[k] + two * at_variance[task, query] * spread[task, query, k]
-            into = at_known[item]
-            np.dot(t, features, of_features)
-            for i in range(f):
-                by = z[i]
-                for j in range(f):
-                    at_own[i, j] += by * features[j]
-            for k in range(f):
-                into[k] += of_features[k]
-            into[f] -= at_score[task, query]
-        for i in range(f):
-            for j in range(f):
-                at_to_user[user, i, j] += at_own[i, j]
+                add(of_features[k], t[k], features[query])
+            for lane in range(lanes):
+                if query < queries[begin + lane]:
+                    into = at_known[query_items[begin + lane, query]]
+                    for k in range(f):
+                        into[k] += of_features[k, lane]
+                    into[f] -= by_score[query, lane]
 
-        # N (z' M z + r v' z) = N (z, r)' [[M, v/2], [v'/2, 0]] (z, r), by z and r, and by the exponent of recency in N.
-        begin, end = starts[task], starts[task + 1]
-        for i in range(f):
-            for j in range(f):
-                form[i, j] = two * matrix[i, j]
-            form[i, f] = vector[i]
-            form[f, i] = vector[i]
-        for place in range(begin, end):
-            z = known[item_of[items[place]]]
-            for k in range(size):
-                rows[place - begin, k] = z[k]
-            rows[place - begin, f] += ratings[place]
-        np.dot(rows[: end - begin], form, pulled[: end - begin])
-        squares[:] = 0
-        for place in range(begin, end):
-            newer = end - 1 - place
-            weight, into, row, by_row = decay[newer], at_known[items[place]], rows[place - begin], pulled[place - begin]
-            slower = half * weight * waited[newer]
-            for k in range(size):
-                into[k] += weight * by_row[k]
-                squares[k] -= slower * row[k] * by_row[k]
-        of_group[group, f + 1] += squares.sum()
+        for lane in range(lanes):
+            task = begin + lane
+            user, of = user_of[task], of_group[group_of[task]]
+            for i in range(f):
+                of[i] += prior_precision[i] * (at_a[i, i, lane] + target[i, lane] * prior[user, i])
+                at_prior[user, i] += prior_precision[i] * target[i, lane]
+                for j in range(f):
+                    at_to_user[user, i, j] += at_own[i, j, lane]
+            of[f] += at_precision[lane]
+
+            # N (z' M z + r v' z) = N (z, r)' [[M, v/2], [v'/2, 0]] (z, r), by z and r, and by the exponent of recency in N.
+            first, end = starts[task], starts[task + 1]
+            for i in range(f):
+                for j in range(f):
+                    form[i, j] = two * matrix[i, j, lane]
+                form[i, f] = vector[i, lane]
+                form[f, i] = vector[i, lane]
+            for place in range(first, end):
+                of_item, row = known[item_of[items[place]]], rows[place - first]
+                for k in range(width):
+                    row[k] = of_item[k]
+                row[f] += ratings[place]
+            np.dot(rows[: end - first], form, pulled[: end - first])
+            squares[:] = 0
+            for place in range(first, end):
+                newer = end - 1 - place
+                weight, into, row, by_row = decay[newer], at_known[items[place]], rows[place - first], pulled[place - first]
+                slower = half * weight * waited[newer]
+                for k in range(width):
+                    into[k] += weight * by_row[k]
+                    squares[k] -= slower * row[k] * by_row[k]
+            of[f + 1] += squares.sum()
 
 
 @compiled

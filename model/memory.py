@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import kernels
 from model.settings import ModelSettings, rate
 
 
@@ -120,7 +121,6 @@ class Writes:
         A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
         """
         alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
-        # Small products one after the other: numpy's calls cost a third of torch's.
         attended, profiles, change = attention.numpy(), p_u.numpy(), mixing_change.numpy()
         users, rows = attended.shape
         dtype = attended.dtype
@@ -136,11 +136,8 @@ class Writes:
             return torch.from_numpy(left[0].copy()), torch.from_numpy((left[1:] * step * attended).T @ values)
 
         still = ((1 - alpha / rows) ** np.arange(users, -1, -1)).astype(dtype)
-        own, reached, so_far = decays(gamma), np.empty_like(attended), np.eye(rows, dtype=dtype)
-        for user in reversed(range(users)):
-            # Where a user's change ends up, once those after it have written; then that user's own D + g a_u a_u^T.
-            reached[user] = so_far @ attended[user]
-            so_far = so_far * own[user] + gamma * reached[user][:, None] * attended[user]
+        reached = np.empty_like(attended)
+        mixing_map = kernels.compose(attended, decays(gamma), gamma, reached)
         profile_decay, profile = rows_of(alpha, profiles - centre.numpy() if settings.centred else profiles)
         gradient_decay, of_gradient = rows_of(beta, gradient.numpy())
         weights_decay, of_weights = rows_of(gamma, weights.numpy())
@@ -152,7 +149,7 @@ class Writes:
             centre=torch.from_numpy(dtype.type(alpha / rows) * still[1:] @ profiles),
             gradient_decay=gradient_decay,
             gradient=of_gradient,
-            mixing_map=torch.from_numpy(so_far),
+            mixing_map=torch.from_numpy(mixing_map),
             mixing=torch.from_numpy(mixing),
             weights_decay=weights_decay,
             weights=of_weights,

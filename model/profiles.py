@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -83,11 +83,13 @@ class Profiles:
         if self._layout != self.table.layout or len(self._places) > self.remember:
             self._forget()
 
-    def places(self, keys: Sequence[str]) -> list[int]:
-        """The places of keys, known or not."""
+    def places(self, keys: Sequence[str]) -> Numbers:
+        """The places of keys, known or not, (len(keys),)."""
         # Most are known, and this is asked for every interaction of every support set.
-        found = list(map(self._places.get, keys))
-        return [self._place(key) for key in keys] if None in found else cast("list[int]", found)
+        try:
+            return np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))
+        except KeyError:
+            return np.fromiter(map(self._place, keys), np.int64, len(keys))
 
     def _place(self, key: str) -> int:
         place = self._places.get(key)

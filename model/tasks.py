@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -118,13 +119,13 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         user_keys += place_of
         user_of += [place_of[task.user] for task in group]
         user_ends.append(len(user_keys))
-    user_rows, user_weights = users.encoded(np.array(users.places(user_keys), np.int64))
+    user_rows, user_weights = users.encoded(users.places(user_keys))
 
     lengths = np.array([len(task.support_items) for task in tasks])
     queries = np.array([len(task.query_items) for task in tasks])
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
     supports, ratings = _supports(tasks, lengths, items)
-    values = np.concatenate([supports, np.array(items.places(list(chain(*(task.query_items for task in tasks)))), np.int64)])
+    values = np.concatenate([supports, items.places(list(chain.from_iterable(task.query_items for task in tasks)))])
     supported, asked, item_of, distinct, item_ends, starts = number(values, lengths, queries, sizes, int(values.max(initial=-1)) + 1)
     item_rows, item_weights = items.encoded(distinct)
 
@@ -159,5 +160,7 @@ def _supports(tasks: list[Task], lengths: np.ndarray, items: Profiles) -> tuple[
         arrays = [(*history.arrays(items), length) for history, length in histories]
         places = np.concatenate([places[:length] for places, _, length in arrays])
         return places, np.concatenate([ratings[:length] for _, ratings, length in arrays])
-    places = np.array(items.places(list(chain.from_iterable(task.support_items for task in tasks))), np.int64)
-    return places, np.fromiter(chain.from_iterable(task.support_ratings for task in tasks), np.float64, len(places))
+    places = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
+    # A third of the time that numpy takes to look through a list.
+    ratings = struct.pack(f"{len(places)}d", *chain.from_iterable(task.support_ratings for task in tasks))
+    return places, np.frombuffer(bytearray(ratings), np.float64)

@@ -102,7 +102,7 @@ def profiles(**bounds: int) -> Profiles:
 def seen(of: Profiles, key: str) -> list[tuple[str, float]]:
     """The keys and weights that a profile is made of in a batch."""
     of.begin()
-    rows, weights = of.encoded(np.array(of.places([key])))
+    rows, weights = of.encoded(of.places([key]))
     return [(of.table.keys[row], round(weight, 4)) for row, weight in zip(rows[0].tolist(), weights[0].tolist(), strict=True) if weight]
 
 
@@ -132,7 +132,7 @@ def test_embedding_is_the_weighted_sum_of_rows_feature_by_feature() -> None:
     users = profiles()
     users.set("u", {"job": "writer", "genre": ["a", "b"], "age": 35})
     users.begin()
-    rows, weights = users.encoded(np.array(users.places(["u", "nobody"])))
+    rows, weights = users.encoded(users.places(["u", "nobody"]))
     found = users.embed(rows, weights, users.table.values).numpy()
     assert found.shape == (2, 3, 2)
     row = {key: users.table.values[number].numpy() for key, number in users.table.rows.items()}
