@@ -174,7 +174,8 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         queries=batch.query_mask.numpy().sum(1).astype(np.int64),
         noise=float(1 / precision[0]),
     )
-    found = kernels.Found.of(*batch.query_items.shape, d + 1, p_u.dtype)
+    tasks, queries = batch.query_items.shape
+    found = kernels.Found.of(tasks, queries, d + 1, p_u.dtype)
     kernels.adapt(given, found)
     written = None if mixing is None else torch.from_numpy(mixing)
     prediction = Prediction(

@@ -7,11 +7,11 @@ that arrays do not overlap costs it more than the work. So the one operation tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils as code  # its builders of loops and variables
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ def _sum_of_products(join: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value
     ``left`` and ``right`` are (n, LANES); their rows must be contiguous.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def joined(_: object, out: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
             into, *rows = (context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, arguments, strict=True))
             element = into.data.type.pointee
             register, align = ir.VectorType(element, LANES).as_pointer(), context.get_abi_sizeof(element)
-            starts = [builder.bitcast(row.data, cgutils.voidptr_t) for row in rows]
-            strides = [cgutils.unpack_tuple(builder, row.strides)[0] for row in rows]
+            starts = [builder.bitcast(row.data, code.voidptr_t) for row in rows]
+            strides = [code.unpack_tuple(builder, row.strides)[0] for row in rows]
             target = builder.bitcast(into.data, register)
-            total = cgutils.alloca_once_value(builder, builder.load(target, align=align))
-            with cgutils.for_range(builder, cgutils.unpack_tuple(builder, rows[0].shape)[0]) as loop:
+            total = code.alloca_once_value(builder, builder.load(target, align=align))
+            with code.for_range(builder, code.unpack_tuple(builder, rows[0].shape)[0]) as loop:
                 left, right = (
                     builder.load(builder.bitcast(builder.gep(start, [builder.mul(loop.index, stride)]), register), align=align)
                     for start, stride in zip(starts, strides, strict=True)
@@ -50,7 +50,7 @@ def _sum_of_products(join: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value
 
         return types.none(out, left, right), generate
 
-    return joined  # type: ignore[no-any-return]
+    return cast("Callable[[Floats, Floats, Floats], None]", joined)
 
 
 add = _sum_of_products(lambda builder, total, product: builder.fadd(total, product, flags=_CONTRACT))
