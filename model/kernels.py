@@ -105,29 +105,6 @@ def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
 
 
 @compiled
-def compose(attended: Floats, own: Floats, gamma: float, reached: Floats) -> Floats:
-    """The product (K, K) of D + gamma a_u a_u' of users in order, the last leftmost; ``reached`` (U, K) is filled: see `model.memory`.
-
-    ``attended`` (U, K) is a_u, ``own`` (U, K) the diagonals D. What a user adds ends up where those after it move it: that product of
-    theirs, times a_u.
-    """
-    users, rows = attended.shape
-    so_far = np.eye(rows).astype(attended.dtype)
-    for user in range(users - 1, -1, -1):
-        a, left, into = attended[user], own[user], reached[user]
-        for i in range(rows):
-            total = attended.dtype.type(0)
-            for j in range(rows):
-                total += so_far[i, j] * a[j]
-            into[i] = total
-        for i in range(rows):
-            by = attended.dtype.type(gamma) * into[i]
-            for j in range(rows):
-                so_far[i, j] = so_far[i, j] * left[j] + by * a[j]
-    return so_far
-
-
-@compiled
 def adapt(given: Given, found: Found) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
     known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given

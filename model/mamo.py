@@ -99,10 +99,10 @@ class Mamo:
         self.spans = dict(zip(self.shapes, slices(ends), strict=True))
         """Where each parameter stands in the vector of all."""
         self.set_vector(torch.cat([value.flatten() for value in phi.values()]).to(dtype))
-        self.user_names = [name for name in self.phi if name.startswith("user.")]
-        self.item_names = [name for name in self.phi if name.startswith("item.")]
+        self.user_names = [name for name in self.shapes if name.startswith("user.")]
+        self.item_names = [name for name in self.shapes if name.startswith("item.")]
         rows, d_u = settings.memory_rows, len(user_schema) * d
-        size = sum(self.phi[name].numel() for name in self.user_names)
+        size = sum(self.shapes[name].numel() for name in self.user_names)
         self.memory = Memory(
             profile=0.1 * torch.randn(rows, d_u, generator=generator, dtype=torch.float64).to(dtype),
             gradient=torch.zeros(rows, size, dtype=dtype),
@@ -125,7 +125,15 @@ class Mamo:
     def set_vector(self, vector: Tensor) -> None:
         """Set all of phi, given as one vector."""
         self.vector = vector
-        self.phi = self.of_vector(vector)
+        self._phi: Weights = {}
+        self._arrays: dict[str, Floats] = {}
+
+    @property
+    def phi(self) -> Weights:
+        """The parameters by name, views of the vector."""
+        if not self._phi:
+            self._phi = self.of_vector(self.vector)
+        return self._phi
 
     def of_vector(self, vector: Tensor) -> Weights:
         """Views of a vector as long as phi, by parameter."""
@@ -134,8 +142,10 @@ class Mamo:
 
     def arrays(self) -> dict[str, Floats]:
         """Phi as arrays, which share its memory."""
-        vector = self.vector.numpy()
-        return {name: vector[of].reshape(self.shapes[name]) for name, of in self.spans.items()}
+        if not self._arrays:
+            vector = self.vector.numpy()
+            self._arrays = {name: vector[of].reshape(self.shapes[name]) for name, of in self.spans.items()}
+        return self._arrays
 
     def _initial(self, d_u: int, d_i: int, generator: torch.Generator) -> Weights:
         """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""

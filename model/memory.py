@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model import kernels
+from model.compiled import compiled
 from model.settings import ModelSettings, rate
+
+if TYPE_CHECKING:
+    from model.kernels import Floats
 
 
 @dataclass
@@ -49,6 +52,11 @@ class Memory:
         unit = directions(self.profile).numpy()
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
+
+
+def mapped(by: Tensor, rows: Tensor) -> Tensor:
+    """Rows (K, ...) combined by a matrix (K, K)."""
+    return (by @ rows.flatten(1)).view(rows.shape)
 
 
 def directions(vectors: Tensor) -> Tensor:
@@ -125,35 +133,28 @@ class Writes:
         users, rows = attended.shape
         dtype = attended.dtype
 
-        def decays(step: float) -> np.ndarray:
+        def decays(step: float) -> Floats:
             return 1 - step * attended if settings.gated else np.full_like(attended, 1 - step)
 
-        def rows_of(step: float, values: np.ndarray) -> tuple[Tensor, Tensor]:
-            # What a user writes is what is left of it once those after it have written: the product of their decays.
-            left = np.ones((users + 1, rows), dtype)
-            np.multiply.accumulate(decays(step)[::-1], out=left[1:])
-            left = left[::-1]
-            return torch.from_numpy(left[0].copy()), torch.from_numpy((left[1:] * step * attended).T @ values)
-
         still = ((1 - alpha / rows) ** np.arange(users, -1, -1)).astype(dtype)
-        reached = np.empty_like(attended)
-        mixing_map = kernels.compose(attended, decays(gamma), gamma, reached)
-        profile_decay, profile = rows_of(alpha, profiles - centre.numpy() if settings.centred else profiles)
-        gradient_decay, of_gradient = rows_of(beta, gradient.numpy())
-        weights_decay, of_weights = rows_of(gamma, weights.numpy())
+        profile_decay, profile = averaged(attended, alpha, decays(alpha), profiles - centre.numpy() if settings.centred else profiles)
+        gradient_decay, of_gradient = averaged(attended, beta, decays(beta), gradient.numpy())
+        weights_decay, of_weights = averaged(attended, gamma, decays(gamma), weights.numpy())
+        mixing_map, reached = moved(attended, gamma, decays(gamma))
         mixing = (gamma * reached.T @ change.reshape(users, math.prod(change.shape[1:]))).reshape(rows, *change.shape[1:])
-        return cls(
-            profile_decay=profile_decay,
-            profile=profile,
-            centre_decay=torch.tensor(still[0]),
-            centre=torch.from_numpy(dtype.type(alpha / rows) * still[1:] @ profiles),
-            gradient_decay=gradient_decay,
-            gradient=of_gradient,
-            mixing_map=torch.from_numpy(mixing_map),
-            mixing=torch.from_numpy(mixing),
-            weights_decay=weights_decay,
-            weights=of_weights,
-        )
+        arrays = {
+            "profile_decay": profile_decay,
+            "profile": profile,
+            "centre_decay": still[0],
+            "centre": dtype.type(alpha / rows) * still[1:] @ profiles,
+            "gradient_decay": gradient_decay,
+            "gradient": of_gradient,
+            "mixing_map": mixing_map,
+            "mixing": mixing,
+            "weights_decay": weights_decay,
+            "weights": of_weights,
+        }
+        return cls(**{name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
 
     def then(self, later: Self) -> Self:
         """The one write that does what this write and then ``later`` do. Associative, not commutative."""
@@ -165,7 +166,7 @@ class Writes:
             gradient_decay=later.gradient_decay * self.gradient_decay,
             gradient=later.gradient_decay[:, None] * self.gradient + later.gradient,
             mixing_map=later.mixing_map @ self.mixing_map,
-            mixing=torch.einsum("jk,kab->jab", later.mixing_map, self.mixing) + later.mixing,
+            mixing=mapped(later.mixing_map, self.mixing) + later.mixing,
             weights_decay=later.weights_decay * self.weights_decay,
             weights=later.weights_decay[:, None] * self.weights + later.weights,
         )
@@ -175,7 +176,7 @@ class Writes:
         return Memory(
             profile=self.profile_decay[:, None] * memory.profile + self.profile,
             gradient=self.gradient_decay[:, None] * memory.gradient + self.gradient,
-            mixing=torch.einsum("jk,kab->jab", self.mixing_map, memory.mixing) + self.mixing,
+            mixing=mapped(self.mixing_map, memory.mixing) + self.mixing,
             weights=self.weights_decay[:, None] * memory.weights + self.weights,
             centre=self.centre_decay * memory.centre + self.centre,
         )
@@ -203,6 +204,45 @@ class Writes:
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
         return all(np.isfinite(tensor.numpy()).all() for tensor in self.tensors().values())
+
+
+@compiled
+def averaged(attended: Floats, step: float, own: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Eq. 5 and 6 for users in order, as one: the decay (K,) of each row, and what the users add to it, (K, size).
+
+    ``attended`` (U, K) is a_u, ``own`` (U, K) each user's decay of the rows, ``values`` (U, size) what each writes. Backwards, for of a
+    user's write there is left what those after it leave.
+    """
+    users, rows = attended.shape
+    by, left = attended.dtype.type(step), np.ones(rows, attended.dtype)
+    added = np.zeros((rows, values.shape[1]), values.dtype)
+    for user in range(users - 1, -1, -1):
+        for row in range(rows):
+            part, into, value = left[row] * by * attended[user, row], added[row], values[user]
+            for k in range(len(value)):
+                into[k] += part * value[k]
+            left[row] *= own[user, row]
+    return left, added
+
+
+@compiled
+def moved(attended: Floats, step: float, own: Floats) -> tuple[Floats, Floats]:
+    """Eq. 8 for users in order, as one: the product (K, K) of their D + g a_u a_u', the last leftmost, and where each one's change ends up.
+
+    The second (U, K) is the product of those after a user, times that user's a_u.
+    """
+    users, rows = attended.shape
+    by, reached, so_far = attended.dtype.type(step), np.empty_like(attended), np.eye(rows).astype(attended.dtype)
+    for user in range(users - 1, -1, -1):
+        a, into = attended[user], reached[user]
+        for i in range(rows):
+            into[i] = 0
+            for j in range(rows):
+                into[i] += so_far[i, j] * a[j]
+        for i in range(rows):
+            for j in range(rows):
+                so_far[i, j] = so_far[i, j] * own[user, j] + by * into[i] * a[j]
+    return so_far, reached
 
 
 def compose(writes: Iterable[Writes | None]) -> Writes | None:

@@ -294,8 +294,8 @@ class Optimiser:
         return torch.cat(parts).to(self.model.dtype)
 
     def _fill(self, vector: Tensor, name: str, value: float) -> None:
-        if name in self.model.phi:
-            self.model.of_vector(vector)[name].fill_(value)
+        if name in self.model.spans:
+            vector[self.model.spans[name]] = value
 
     def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, list[int]]:
         """One optimiser step and the memory writes of a round; returns the numbers of the rows that changed, by table.
@@ -337,7 +337,7 @@ class Optimiser:
         first = gradient + b1 * (moments[0] - gradient)
         squared = gradient * gradient
         second = squared + b2 * (moments[1] - squared)
-        self.moments = torch.from_numpy(np.stack([first, second]))
+        self.moments = torch.from_numpy(np.array([first, second]))
         unbiased = np.sqrt(second / (1 - b2**self.count)) + 1e-8
         followed: Floats = value - rates / (1 - b1**self.count) * first / unbiased
         return followed
