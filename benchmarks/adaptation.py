@@ -102,8 +102,8 @@ def once(of: Mamo, optimiser: Optimiser, work: Work, batch: list[Task]) -> None:
     if not work.learning:
         predict(of, batch)
         return
-    (gradient,), writes = differentiate(of, adapt(of, batch, learning=True), {task.user for task in batch})
-    optimiser.step(gradient, writes)
+    (gradient,), writing = differentiate(of, adapt(of, batch, learning=True), {task.user for task in batch})
+    optimiser.step(gradient, writing.composed())
 
 
 def measure(work: Work, seconds: float) -> dict[str, Any]:

@@ -79,10 +79,10 @@ def train(model: Mamo, parts: Split, protocol: Protocol, *, epochs: int, batch: 
             chosen = [users[place] for place in order[start : start + batch]]
             tasks = [episode(user, parts.train[user], protocol.query, generator) for user in chosen]
             adapted = adapt(model, tasks, learning=True)
-            (gradient,), writes = differentiate(model, adapted, chosen)
+            (gradient,), writing = differentiate(model, adapted, chosen)
             if not gradient.finite():
                 raise Diverged(epoch + 1)
-            optimiser.step(gradient, writes)
+            optimiser.step(gradient, writing.composed())
             off = (adapted.scores.score - adapted.batch.query_ratings).abs() * adapted.batch.query_mask
             error, queries = error + float(off.sum()), queries + gradient.queries
         yield error / queries

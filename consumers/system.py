@@ -50,8 +50,8 @@ def compile_loops(settings: Settings) -> None:
     """Have every loop compiled, or read from where it was kept, before anybody waits: a step that did it would be late by seconds."""
     began, model = time.monotonic(), new_model(settings)
     task = Task("", [""], [settings.rating.minimum], [""], [settings.rating.minimum])
-    (gradient,), writes = differentiate(model, adapt(model, [task], learning=True), [""])
-    Optimiser(model).step(gradient, writes)
+    (gradient,), writing = differentiate(model, adapt(model, [task], learning=True), [""])
+    Optimiser(model).step(gradient, writing.composed())
     if (seconds := time.monotonic() - began) > COMPILED_SECONDS:
         logger.info("loops compiled; next time they are read", seconds=round(seconds, 1))
 

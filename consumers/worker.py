@@ -240,9 +240,10 @@ class Worker:
                         self._observe_attention(adapted.prediction.attention[users])
             if learning:
                 with self.metrics.stage("gradient"):
-                    gradients, written = differentiate(self.model, adapted, *(group.writers for group in part))
+                    gradients, writing = differentiate(self.model, adapted, *(group.writers for group in part))
                 learned.lessons.extend(zip(part, gradients, strict=True))
-                writes.append(written)
+                with self.metrics.stage("memory"):
+                    writes.append(writing.composed())
         return learned._replace(writes=compose(writes))
 
     def _groups(self, partition: Partition, taken: Sequence[Taken], end: int, *, learning: bool) -> list[Group]:

@@ -229,9 +229,9 @@ class MAMORanker(reco.base.Ranker):
         writes: list[Writes | None] = []
         for span in passes(model, [len(tasks) for tasks, _, _ in groups]):
             adapted = adapt(model, *(tasks for tasks, _, _ in groups[span]), learning=True)
-            found, made = differentiate(model, adapted, *(writers for _, writers, _ in groups[span]))
+            found, writing = differentiate(model, adapted, *(writers for _, writers, _ in groups[span]))
             gradients += found
-            writes.append(made)
+            writes.append(writing.composed())
         # The memory writes go with the first.
         parts = [(gradient, compose(writes) if place == 0 else None) for place, gradient in enumerate(gradients)]
         for (gradient, written_with), (_, _, completes) in zip(parts, groups, strict=True):

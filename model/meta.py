@@ -142,8 +142,51 @@ def query_slopes(settings: ModelSettings, prediction: Prediction, batch: Batch) 
         return at_score * mask, 0.5 * (precision - at_score * at_score) * mask
 
 
-def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writes | None]:
-    """The gradient of the summed query loss of each group, and the composed memory writes of the users whom ``writers`` names.
+class Writing(NamedTuple):
+    """What users write to the memories, not yet composed."""
+
+    model: Mamo
+    adapted: Adapted
+    users: dict[int, int] | None
+    """The numbers of the users who write, in order, each with that of the task it is written of; None where nobody was named."""
+    theta_u: Tensor | None
+    mixing: Tensor | None
+    """Gradients of these users: see `engine.Gradients`."""
+
+    def composed(self) -> Writes | None:
+        """One write for each user, in order, composed; None where nobody was named, or there are no memories.
+
+        The gradient of Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of
+        the user's last task.
+        """
+        if self.users is None:
+            return None
+        settings, memory, prediction = self.model.settings, self.model.memory, self.adapted.prediction
+        batch = self.adapted.batch.to(memory.centre.device)
+        users, tasks = list(self.users), list(self.users.values())
+        queries = np.bincount(batch.user_of.numpy(), batch.query_mask.numpy().sum(1), len(batch.users))[users].clip(1)
+        mean = (1 / queries).astype(memory.centre.numpy().dtype)
+
+        def of(values: Tensor, which: list[int]) -> Floats:
+            return values.detach().cpu().numpy()[which]
+
+        gradient = np.zeros((len(users), memory.gradient.shape[1]), mean.dtype)
+        if self.theta_u is not None:
+            gradient = self.theta_u.numpy() * mean[:, None]
+        change = np.zeros((len(users), *memory.mixing.shape[1:]), mean.dtype)
+        if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
+            change = of(prediction.mixing, tasks) - of(prediction.mixing_read, users)
+        elif self.mixing is not None:
+            change = self.mixing.numpy() * (mean.dtype.type(-settings.task_step) * mean)[:, None, None]
+        weights = np.zeros((len(users), memory.weights.shape[1]), mean.dtype)
+        if prediction.last_layer is not None and prediction.last_layer_prior is not None:
+            weights = of(prediction.last_layer, tasks) - of(prediction.last_layer_prior, tasks)
+        values = of(prediction.attention, users), of(prediction.p_u, users), gradient, change, weights
+        return Writes.of_users(settings, memory.centre, *map(torch.from_numpy, values))
+
+
+def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writing]:
+    """The gradient of the summed query loss of each group, and what the users whom ``writers`` names write to the memories.
 
     Writers are given by group, for the first groups or all. A user who has no support in that group writes nothing.
     """
@@ -167,8 +210,8 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
         )
         for group, tasks in enumerate(batch.tasks_of)
     ]
-    writes = compose_writes(model, on_host, prediction, found, writing) if any(writers) and model.settings.memory != "off" else None
-    return gradients, writes
+    named = any(writers) and model.settings.memory != "off"
+    return gradients, Writing(model, adapted, writing if named else None, found.theta_u, found.mixing)
 
 
 def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
@@ -210,35 +253,6 @@ def _by_autograd(model: Mamo, adapted: Adapted, users: Tensor) -> engine.Gradien
         theta_u=None if theta_u is None else theta_u.cpu(),
         mixing=None if mixing is None else mixing.cpu(),
     )
-
-
-def compose_writes(model: Mamo, batch: Batch, prediction: Prediction, found: engine.Gradients, writing: dict[int, int]) -> Writes:
-    """One write for each of the users ``writing``, in order, composed.
-
-    The gradient of Eq. 6 is the mean over the user's queries, first order; what adaptation changed, in Eq. 8 and for M_w, is that of the
-    user's last task.
-    """
-    settings, memory = model.settings, model.memory
-    users, tasks = list(writing), list(writing.values())
-    queries = np.bincount(batch.user_of.numpy(), batch.query_mask.numpy().sum(1), len(batch.users))[users].clip(1)
-    mean = (1 / queries).astype(memory.centre.numpy().dtype)
-
-    def of(values: Tensor, which: list[int]) -> Floats:
-        return values.detach().cpu().numpy()[which]
-
-    gradient = np.zeros((len(users), memory.gradient.shape[1]), mean.dtype)
-    if found.theta_u is not None:
-        gradient = found.theta_u.numpy() * mean[:, None]
-    change = np.zeros((len(users), *memory.mixing.shape[1:]), mean.dtype)
-    if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
-        change = of(prediction.mixing, tasks) - of(prediction.mixing_read, users)
-    elif found.mixing is not None:
-        change = found.mixing.numpy() * (mean.dtype.type(-settings.task_step) * mean)[:, None, None]
-    weights = np.zeros((len(users), memory.weights.shape[1]), mean.dtype)
-    if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-        weights = of(prediction.last_layer, tasks) - of(prediction.last_layer_prior, tasks)
-    values = of(prediction.attention, users), of(prediction.p_u, users), gradient, change, weights
-    return Writes.of_users(settings, memory.centre, *map(torch.from_numpy, values))
 
 
 def total(gradients: Sequence[Gradient]) -> Gradient:

@@ -23,9 +23,9 @@ from streaming.events import REASONS
 if TYPE_CHECKING:
     from streaming.store.held import Held
 
-Stage = Literal["poll", "decode", "support", "adapt", "gradient", "encode", "commit", "observe", "fold", "adopt"]
+Stage = Literal["poll", "decode", "support", "adapt", "gradient", "memory", "encode", "commit", "observe", "fold", "adopt"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""The stages of a step: reading, decoding, support sets, adaptation and scores, query gradients and memory writes, encoding, the commit,
+"""The stages of a step: reading, decoding, support sets, adaptation and scores, query gradients, memory writes, encoding, the commit,
 metrics; the trainer's fold; the worker's taking on of a version."""
 
 GROUPS = ("all", "0", "1-5", "1-20", "21+")

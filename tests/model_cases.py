@@ -121,5 +121,5 @@ def forward(model: Mamo, tasks: list[Task] = TASKS) -> tuple[Prediction, Batch]:
 
 def learn(model: Mamo, tasks: list[Task] = TASKS, *, write: bool = False) -> tuple[Gradient, Writes | None]:
     """What a worker sends of a step; with ``write`` all users of the step write."""
-    (gradient,), writes = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks} if write else set())
-    return gradient, writes
+    (gradient,), writing = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks} if write else set())
+    return gradient, writing.composed()

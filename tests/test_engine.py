@@ -79,9 +79,9 @@ def taught(model: Mamo, groups: list[list[Task]]) -> tuple[list[Adapted], list[G
     adapted, gradients, writes = list[Adapted](), list[Gradient](), list[Writes | None]()
     for span in passes(model, [len(group) for group in groups]):
         adapted.append(adapt(model, *groups[span], learning=True))
-        found, written = differentiate(model, adapted[-1], *writers[span])
+        found, writing = differentiate(model, adapted[-1], *writers[span])
         gradients += found
-        writes.append(written)
+        writes.append(writing.composed())
     return adapted, gradients, compose(writes)
 
 

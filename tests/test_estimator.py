@@ -25,8 +25,7 @@ from consumers.stop import Stop
 from consumers.system import System
 from model.estimator import MAMORanker
 from model.mamo import Mamo
-from model.memory import Writes
-from model.meta import Adapted, Gradient, differentiate
+from model.meta import Adapted, Gradient, Writing, differentiate
 from model.settings import PRESETS, Feature, FeatureSchema, ModelSettings
 from streaming.codec import decode, encode
 from streaming.events import Interaction, Profile, Score
@@ -384,11 +383,11 @@ def test_gradients_that_are_not_finite_are_passed_over(monkeypatch: pytest.Monke
     walk(ranker, events(8))
     expected = ranker.model.vector.clone()
 
-    def broken(of: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writes | None]:
-        gradients, writes = differentiate(of, adapted, *writers)
+    def broken(of: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writing]:
+        gradients, writing = differentiate(of, adapted, *writers)
         for gradient in gradients:
             gradient.vector[0] = torch.nan
-        return gradients, writes
+        return gradients, writing
 
     monkeypatch.setattr(model.estimator, "differentiate", broken)
     walk(ranker, events(4, seed=6))

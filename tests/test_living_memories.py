@@ -73,8 +73,8 @@ def stream(world: str = "same", count: int = 700, at_once: int = 2, **settings: 
             for number, user in enumerate(past[start : start + at_once], start)
             for n in range(EVENTS)
         ]
-        (gradient,), writes = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks})
-        optimiser.step(gradient, writes)
+        (gradient,), writing = differentiate(model, adapt(model, tasks, learning=True), {task.user for task in tasks})
+        optimiser.step(gradient, writing.composed())
 
     for number, user in enumerate(new):
         model.users.set(f"new{number}", user.profile)

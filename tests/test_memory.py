@@ -208,7 +208,7 @@ def test_an_empty_support_writes_nothing(given_settings: dict[str, Any]) -> None
 def test_only_the_named_writers_write() -> None:
     model = small_model(**CLOSED)
     adapted = adapt(model, TASKS, learning=True)
-    _, of_bob = differentiate(model, adapted, {"bob"})
+    of_bob = differentiate(model, adapted, {"bob"})[1].composed()
     _, alone = learn(model, [task for task in TASKS if task.user == "bob"], write=True)
     assert of_bob is not None
     assert alone is not None

@@ -161,8 +161,8 @@ def test_a_model_at_its_bound_goes_on_learning_and_grows_no_more() -> None:
     for number in range(60):
         model.users.set(f"u{number}", {"job": f"job{number}"})
         tasks = [Task(f"u{number}", [f"i{number}", "i0"], [5.0, 1.0], [f"i{number + 1}"], [4.0])]
-        (gradient,), writes = differentiate(model, adapt(model, tasks, learning=True), {f"u{number}"})
-        changed = optimiser.step(gradient, writes)
+        (gradient,), writing = differentiate(model, adapt(model, tasks, learning=True), {f"u{number}"})
+        changed = optimiser.step(gradient, writing.composed())
         assert changed["item"]
         assert len(model.item_table) <= 5 + 3 + 3
     assert model.item_table.known <= 5 + 3
@@ -248,7 +248,7 @@ def test_learning_from_a_step_changes_no_score_that_was_made_in_it() -> None:
     model = small_model(**CLOSED)
     adapted = adapt(model, TASKS, learning=True)
     before = adapted.scores.score.clone()
-    (gradient,), writes = differentiate(model, adapted, {"ann", "bob"})
-    Optimiser(model).step(gradient, writes)
+    (gradient,), writing = differentiate(model, adapted, {"ann", "bob"})
+    Optimiser(model).step(gradient, writing.composed())
     assert torch.equal(adapted.scores.score, before)
     assert not torch.equal(predict(model, TASKS).score, before)
