@@ -28,6 +28,7 @@ from benchmarks.measuring import machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
 from model.catalogue import Catalogue
+from model.history import History
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate, predict
 from model.settings import PRESETS, FeatureSchema, ModelSettings
@@ -55,10 +56,13 @@ class Work(NamedTuple):
     size: int = 0
     """d_e under `paper`; 0 is `default`, at its own."""
     steps: int = 0
+    kept: bool = False
+    """Whether ids were looked up before, as a worker keeps them for users whom it has rehearsed."""
 
 
 WORKS = [
     Work("default: adapt and score, support 50, 256 users", 256, 50, 1, learning=False),
+    Work("default: the same, ids looked up before", 256, 50, 1, learning=False, kept=True),
     Work("default: adapt and score, support 50, 16 users", 16, 50, 1, learning=False),
     Work("default: meta-update, support 50, 10 queries, 64 users", 64, 50, 10, learning=True),
     Work("default: meta-update, support 100, 1 query, 512 users", 512, 100, 1, learning=True),
@@ -77,7 +81,8 @@ def tasks(work: Work, rng: np.random.Generator) -> list[Task]:
         ratings = rng.integers(1, 6, len(drawn)).astype(float).tolist()
         items = [f"i{item}" for item in drawn]
         n = work.support
-        made.append(Task(f"u{user}", items[:n], ratings[:n], items[n:], ratings[n:]))
+        history = History.of(items, ratings) if work.kept else None
+        made.append(Task(f"u{user}", items[:n], ratings[:n], items[n:], ratings[n:], history))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -16,9 +17,14 @@ import torch
 
 
 def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, by turns, for so long altogether and ``least`` times at least; the first call of each does not count."""
+    """Seconds of each call, by turns, for so long altogether and ``least`` times at least; the first call of each does not count.
+
+    What has been made by then is left out of Python's collections, as in a worker: else each would look through all of it.
+    """
     for call in calls.values():
         call()
+    gc.collect()
+    gc.freeze()
     took: dict[str, list[float]] = {name: [] for name in calls}
     end, turns = time.monotonic() + seconds, 0
     while turns < least or time.monotonic() < end:
