@@ -67,13 +67,13 @@ def embed(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, f
 
 @compiled
 def number(
-    values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, bound: int
+    values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, cells: Numbers
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
     """Number what tasks hold, each thing once in a group, in the order in which it first comes.
 
-    ``values`` (L + Q,), all in [0, ``bound``), are those of the supports, ``lengths`` (B,) to a task, and then those of the queries,
-    ``queries`` (B,) to a task; ``tasks`` (G,) counts those of each group. The order depends on the batch alone, not on what this process
-    saw before, so that sums round alike after a restart.
+    ``values`` (L + Q,), all in [0, n), are those of the supports, ``lengths`` (B,) to a task, and then those of the queries,
+    ``queries`` (B,) to a task; ``tasks`` (G,) counts those of each group. ``cells`` (2, n) may hold anything. The order depends on the
+    batch alone, not on what this process saw before, so that sums round alike after a restart.
 
     Returns the numbers of supports (L,) and of queries (Q,); for each of the J numbers, which of the I different values it is; these
     values (I,); where the numbers of each group end (G,); and where the interactions of each task begin, and the last end (B + 1,).
@@ -82,7 +82,7 @@ def number(
     kind, distinct, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64), np.empty(len(tasks), np.int64)
     starts = np.zeros(len(lengths) + 1, np.int64)
     # Neither is ever cleared: a cell counts only where what it points to points back.
-    among_all, among_group = np.empty(bound, np.int64), np.empty(bound, np.int64)
+    among_all, among_group = cells[0], cells[1]
     different = numbers = task = support = query = 0
     for group in range(len(tasks)):
         begin = numbers
@@ -122,20 +122,19 @@ def scatter(
     group_of: Numbers,
     at: Floats,
     groups: int,
-    bound: int,
+    cells: Numbers,
 ) -> tuple[Numbers, Floats, Numbers]:
     """From gradients at embedded profiles to those at the rows they are sums of, each row once in a group.
 
     Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features, width) and belongs to
     group ``group_of[m]``, which rises. ``feature_of`` (slots,) is a slot's feature; a slot without a value has weight 0, and counts only
-    where it is the ``first`` (slots,) of its feature, whose row it then names. Row numbers are below ``bound``.
+    where it is the ``first`` (slots,) of its feature, whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
 
     Returns the rows touched, group after group, their gradients, and where those of each group end.
     """
     slots = rows.shape[1]
     most = len(member) * slots
     found, values, ends = np.empty(most, np.int64), np.empty((most, at.shape[2]), at.dtype), np.empty(groups, np.int64)
-    among = np.empty(bound, np.int64)
     count = begin = current = 0
     for place in range(len(member)):
         while current < group_of[place]:
@@ -146,10 +145,10 @@ def scatter(
             if weight == 0 and not first[slot]:
                 continue
             row = rows[member[place], slot]
-            into = among[row]
+            into = cells[row]
             if not (begin <= into < count and found[into] == row):
                 into = count
-                among[row], found[into] = into, row
+                cells[row], found[into] = into, row
                 values[into] = 0
                 count += 1
             source = at[place, feature_of[slot]]

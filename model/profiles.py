@@ -51,6 +51,7 @@ class Profiles:
         self._free: list[int] = []
         self._rows = np.zeros((64, self.slots), np.int64)
         self._weights = np.zeros((64, self.slots), np.float32)
+        self._cells = np.zeros((2, 0), np.int64)
         self._layout = self.table.layout
 
     def set(self, key: str, features: Mapping[str, Value] | None) -> None:
@@ -110,6 +111,14 @@ class Profiles:
             self._rows[place, start : start + len(rows)] = rows
             self._weights[place, start : start + len(rows)] = [entry.weight for entry in entries]
 
+    @property
+    def cells(self) -> Numbers:
+        """Room for two numbers beside each place, for `number`."""
+        # Made once: in a large catalogue most of the work of new room would be the system's, which clears each page when it is touched.
+        if self._cells.shape[1] != len(self._rows):
+            self._cells = np.zeros((2, len(self._rows)), np.int64)
+        return self._cells
+
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """Row numbers and weights of places, both of shape (len(places), slots)."""
         return torch.from_numpy(self._rows[places]), torch.from_numpy(self._weights[places])
@@ -142,7 +151,7 @@ class Profiles:
             group,
             at,
             groups,
-            len(self.table.values),
+            self.table.cells,
         )
         keys = list(map(self.table.keys.__getitem__, distinct.tolist()))
         values = torch.from_numpy(summed)

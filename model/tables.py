@@ -48,6 +48,7 @@ class Table:
         self.keys: list[str] = []
         self.provisional: set[str] = set()
         """Keys that were looked up but are in no version yet."""
+        self._cells = np.zeros(0, np.int64)
         self.layout = 0
         """Counts the times that row numbers changed, for those who remember them."""
 
@@ -58,6 +59,13 @@ class Table:
     def known(self) -> int:
         """How many keys the model version holds."""
         return len(self.rows) - len(self.provisional)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Room for a number beside each row, for `scatter`; made once, as `Profiles.cells` is."""
+        if len(self._cells) != len(self.values):
+            self._cells = np.zeros(len(self.values), np.int64)
+        return self._cells
 
     def home(self, key: str) -> str:
         """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full.

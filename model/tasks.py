@@ -126,7 +126,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
     supports, ratings = _supports(tasks, lengths, items)
     values = np.concatenate([supports, items.places(list(chain.from_iterable(task.query_items for task in tasks)))])
-    supported, asked, item_of, distinct, item_ends, starts = number(values, lengths, queries, sizes, int(values.max(initial=-1)) + 1)
+    supported, asked, item_of, distinct, item_ends, starts = number(values, lengths, queries, sizes, items.cells)
     item_rows, item_weights = items.encoded(distinct)
 
     def padded(values: np.ndarray) -> Tensor:

@@ -27,7 +27,7 @@ def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: 
     values = np.array([value for support, _ in tasks for value in support] + [value for _, query in tasks for value in query], np.int64)
     lengths, queries = (np.array([len(task[part]) for task in tasks]) for part in (0, 1))
     sizes = np.array([len(group) for group in groups])
-    of_support, of_query, kind, distinct, ends, starts = number(values, lengths, queries, sizes, 10)
+    of_support, of_query, kind, distinct, ends, starts = number(values, lengths, queries, sizes, np.full((2, 10), 3))
     expected = [list(dict.fromkeys(value for support, query in group for value in support + query)) for group in groups]
     assert distinct[kind].tolist() == [value for part in expected for value in part]
     assert distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
@@ -55,7 +55,7 @@ def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
             if weights[profile, slot] or first[slot]:
                 row = int(rows[profile, slot])
                 expected[of][row] = expected[of].get(row, np.zeros(2)) + weights[profile, slot] * at[place, feature_of[slot]]
-    found, values, ends = scatter(rows, weights, first, feature_of, member, group_of, at, 4, 6)
+    found, values, ends = scatter(rows, weights, first, feature_of, member, group_of, at, 4, np.full(6, 2))
     assert found.tolist() == [row for group in expected for row in group]
     assert ends.tolist() == np.cumsum([len(group) for group in expected]).tolist()
     np.testing.assert_allclose(values, np.array([value for group in expected for value in group.values()]).reshape(-1, 2), atol=1e-12)
