@@ -158,7 +158,8 @@ def rates(folder: Path, users: int, count: int) -> Figures:
         for start in range(0, count, STEP):
             for number, event in enumerate(events[start : start + STEP], start):
                 sets.append(event.user, event, ("interactions", 0, number))
-            sets.commit(sets.changes(), position(users, start).value or b"", users + 10 * count + start)
+            sets.begin(sets.changes())
+            sets.commit(position(users, start).value or b"", users + 10 * count + start)
         sets.close()
         steps, steps_processor = time.perf_counter() - begun, time.process_time() - busy
     assert found == count, "every user has a support set"  # noqa: S101

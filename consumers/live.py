@@ -6,7 +6,7 @@ Unlike in lockstep, micro-batches are cut by time as well as by size, and versio
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from consumers.moving import Moving
 from consumers.patience import Patience
 from consumers.requests import Requests
-from streaming.errors import BrokerUnreachable, Fenced, StoreDamaged
+from streaming.errors import BrokerUnreachable, Fenced, StoreDamaged, StoreError
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
@@ -81,15 +81,21 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         for number in sorted(worker.held):
             tp = TopicPartition(topic, number)
             try:
+                before = worker.finish(number, wait=False)
                 if tp in batches or worker.tables.waiting(number):
-                    worker.step(number, batches.get(tp, []), assignment)
+                    before = worker.begin(number, batches.get(tp, []), assignment) or before
+                if before is not None:
                     system.health.committed()
                 if requests.answer(number, reader.position(tp), assignment):
                     system.health.committed()
-                worker.settle(number)
+                worker.held[number].settle()
             except (Fenced, StoreDamaged) as error:
                 moving.give_up_step(number, error)
                 break
+    for number in worker.held:
+        # Whoever comes next finds what it came to in the log.
+        with suppress(Fenced, StoreError):
+            worker.finish(number)
 
 
 def read(system: System, reader: Reader, cut: float, *, wait: bool) -> dict[TopicPartition, list[Record]]:
@@ -111,7 +117,8 @@ def read(system: System, reader: Reader, cut: float, *, wait: bool) -> dict[Topi
 def observe_lag(system: System, reader: Reader, topic: str, worker: Worker) -> None:
     """Tell metrics and health how much waits in the partitions held, to be scored or to be written to local stores."""
     held = [TopicPartition(topic, number) for number in worker.held]
-    lag = {tp.partition: bounds.end - reader.position(tp) for tp, bounds in system.log.bounds(held).items()}
+    read = {tp: reader.position(tp) - worker.held[tp.partition].events_under_way for tp in held}
+    lag = {tp.partition: bounds.end - read[tp] for tp, bounds in system.log.bounds(held).items()}
     system.metrics.observe_lag(lag)
     system.metrics.observe_stores(partition.support.held for partition in worker.held.values())
     system.health.waiting(sum(lag.values()))

@@ -32,7 +32,8 @@ class ProfileTables:
 
     Every process that holds partition 0 answers for the dead letters of items; those of users go with their partition, as does the
     forgetting of users whose profile is null. Both wait for the next step, which commits the positions of the tables with them: so each
-    is done once, although the tables are read anew after each start.
+    is done once, although the tables are read anew after each start. What a step has taken along waits for its commit, and is not taken
+    along by the next one.
     """
 
     def __init__(self, log: Log, topics: dict[str, Topic], model: Mamo, limits: Limits, group: str) -> None:
@@ -49,6 +50,8 @@ class ProfileTables:
         """How far each table is committed: what stands before has been reported and forgotten."""
         self._waiting: dict[TopicPartition, list[tuple[int, Message | str]]] = {}
         """By offset, the dead letters and the ids of users to forget that no step has committed yet."""
+        self._taken: dict[TopicPartition, int] = {}
+        """How far each table was when a step that is under way took it along."""
         self._known: dict[int, set[str]] = {}
         """Users with a profile, by partition."""
         self.unknown_fields = 0
@@ -119,30 +122,43 @@ class ProfileTables:
         users = TopicPartition(self._users.name, partition)
         return [users, TopicPartition(self._items.name, 0)] if partition == 0 else [users]
 
+    def _left(self, partition: int) -> list[Message | str]:
+        """What no step of ``partition`` has taken along."""
+        return [entry for tp in self._of(partition) for offset, entry in self._waiting.get(tp, []) if offset >= self._taken.get(tp, 0)]
+
     def waiting(self, partition: int) -> bool:
         """Whether something waits for a step of ``partition``, be it one without interactions."""
-        return any(self._waiting.get(tp) for tp in self._of(partition))
+        return bool(self._left(partition))
 
     def pending(self, partition: int) -> Pending:
         """What a step of ``partition`` has to commit."""
-        tables = self._of(partition)
-        entries = [entry for tp in tables for _, entry in self._waiting.get(tp, [])]
+        entries = self._left(partition)
         return Pending(
             letters=[entry for entry in entries if isinstance(entry, Message)],
             forgotten=[entry for entry in entries if isinstance(entry, str)],
-            positions={tp: self._reader.position(tp) for tp in tables if tp in self._done},
+            positions={tp: self._reader.position(tp) for tp in self._of(partition) if tp in self._done},
         )
+
+    def begun(self, positions: dict[TopicPartition, int]) -> None:
+        """A step has taken along what was pending, up to these positions, and its commit is under way."""
+        self._taken |= positions
 
     def positions(self, partition: int) -> dict[str, int]:
         """How far users and items are read, by topic, for the plan of a step of ``partition``."""
         tables = (TopicPartition(self._users.name, partition), TopicPartition(self._items.name, 0))
         return {tp.topic: self._reader.position(tp) for tp in tables}
 
-    def committed(self, partition: int, positions: dict[TopicPartition, int]) -> None:
-        """The step that took `pending` along was committed."""
-        for tp in self._of(partition):
-            self._waiting.pop(tp, None)
+    def committed(self, positions: dict[TopicPartition, int]) -> None:
+        """The step that was begun with these positions was committed."""
+        for tp, position in positions.items():
+            self._taken.pop(tp, None)
+            self._waiting[tp] = [entry for entry in self._waiting.get(tp, []) if entry[0] >= position]
         self._done.update(positions)
+
+    def given_up(self, positions: dict[TopicPartition, int]) -> None:
+        """The step that was begun with these positions was not committed, or nobody knows: what it took along waits again."""
+        for tp in positions:
+            self._taken.pop(tp, None)
 
     def close(self) -> None:
         """Release the reader."""

@@ -1,18 +1,19 @@
 """The worker: scores every event from its user's own adapted model before anything is learned from it.
 
-`Worker.step` is the whole of it; read that first. A step is one micro-batch of one partition, and one transaction.
+`Worker.begin` is the whole of it; read that first. A step is one micro-batch of one partition, and one transaction. While the log commits
+one, the next can be computed on top of what it changed; it is begun to be committed only when the one before is.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import structlog
 
 from consumers.histories import Histories, history_of
+from consumers.partition import Partition, UnderWay
 from consumers.state import State, Takeover
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
@@ -24,7 +25,7 @@ from model.tasks import Task, cut
 from streaming.chunks import split
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
-from streaming.errors import Malformed
+from streaming.errors import LogError, Malformed, StoreError
 from streaming.events import DeadLetter, Position, Score, Update
 from streaming.log import Message, TopicPartition
 from streaming.metrics import StepReport
@@ -40,11 +41,9 @@ if TYPE_CHECKING:
     from model.mamo import Mamo
     from model.meta import Gradient
     from streaming.events import Interaction, Source, Support
-    from streaming.log import Assignment, Log, Record, Topic, Writer
+    from streaming.log import Assignment, Log, Record, Topic
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
-
-logger = structlog.get_logger()
 
 
 class Taken(NamedTuple):
@@ -74,18 +73,6 @@ class Learned(NamedTuple):
     lessons: list[tuple[Group, Gradient]]
     writes: Writes | None
     writers: int
-
-
-@dataclass(slots=True)
-class Partition:
-    """A partition that this worker holds: its writer, whose opening fenced any earlier owner, its users' state, and where to go on."""
-
-    number: int
-    writer: Writer
-    support: SupportSets
-    offset: int
-    full: str = ""
-    """Why its local store has no room, as far as that was said; empty where it has."""
 
 
 class Worker:
@@ -123,22 +110,14 @@ class Worker:
         self._observe_users()
 
     def give_up(self, number: int) -> SupportSets:
-        """Let a partition go; returns its support sets, which are the caller's to close."""
+        """Let a partition go, once its commit under way has ended; returns its support sets, which are the caller's to close."""
+        # Whether it took place makes no difference to who comes next: the log has it, or has not.
+        with suppress(LogError, StoreError):
+            self.finish(number)
         partition = self.held.pop(number)
         partition.writer.close()
         self._observe_users()
         return partition.support
-
-    def settle(self, number: int) -> None:
-        """Let the partition's local store write down what waits, and say so when it has no room, and when it has again."""
-        partition = self.held[number]
-        partition.support.settle()
-        full = partition.support.held.full
-        if full and not partition.full:
-            logger.warning("the local store has no room; changes wait in memory", partition=number, reason=full)
-        elif partition.full and not full:
-            logger.warning("the local store has room again", partition=number)
-        partition.full = full
 
     def close(self) -> None:
         """Let everything go."""
@@ -148,10 +127,18 @@ class Worker:
         self.versions.close()
 
     def step(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport:
-        """Score a micro-batch of one partition, learn from it, and commit all of it at once; first forget whoever is to be forgotten.
+        """A step from its beginning to its end, with nothing beside it. Raises as `begin` does."""
+        self.begin(number, records, owner)
+        report = self.finish(number)
+        assert report is not None, "it was begun above"  # noqa: S101
+        return report
 
-        Without records there is only that to do, which `ProfileTables.waiting` tells.
-        Raises `Fenced` if the partition has gone to another worker, and what `Writer.commit` raises; nothing of the step is then kept.
+    def begin(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport | None:
+        """Score a micro-batch of one partition, learn from it, and begin to commit all of it at once; first forget who is to be forgotten.
+
+        Without records there is only that to do, which `ProfileTables.waiting` tells. Returns the report of the step before, if its
+        commit was under way: that is waited for as soon as this one is computed. Raises `Fenced` if the partition has gone to another
+        worker, and what `Writer.commit` raises, for either step; of this one nothing is then kept.
         """
         partition, stage, tables = self.held[number], self.metrics.stage, self.tables.pending(number)
         first, after = (records[0].offset, records[-1].offset + 1) if records else (partition.offset, partition.offset)
@@ -172,21 +159,49 @@ class Worker:
                 position = self._position(partition, after)
                 messages += [*tables.letters, position]
                 offsets = {TopicPartition(self.topics["interactions"], number): after, **tables.positions}
+            report = self._report(number, records, taken, learned, reasons, tables.letters)
+            finished = self.finish(number)
             with stage("commit"):
-                written = partition.writer.commit(messages, offsets, owner)
+                begun, commit = time.time(), partition.writer.begin(messages, offsets, owner)
         except BaseException:
             partition.support.discard()
             self.metrics.aborted.inc()
             raise
         partition.offset = after
-        partition.support.commit(changes, position.value or b"", written[-1])
-        self.tables.committed(number, tables.positions)
-        self.metrics.forgotten.inc(len(set(tables.forgotten)))
-        for letter in tables.letters:
-            reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
-            reasons[reason] = reasons.get(reason, 0) + 1
-        with stage("observe"):
-            return self._observe(number, records, taken, learned, reasons)
+        partition.support.begin(changes)
+        self.tables.begun(tables.positions)
+        partition.under_way = UnderWay(commit, begun, report, position.value or b"", tables)
+        return finished
+
+    def finish(self, number: int, *, wait: bool = True) -> StepReport | None:
+        """Wait for the commit of the partition's step that is under way, and keep what the step changed; returns its report.
+
+        None where none is, or, without ``wait``, where it has no answer yet. Raises as `begin` does, and nothing of it is then kept.
+        """
+        partition = self.held[number]
+        step = partition.under_way
+        if step is None or not (wait or step.commit.done):
+            return None
+        partition.under_way = None
+        try:
+            if step.commit.done:
+                written = step.commit.result()
+            else:
+                with self.metrics.stage("commit"):
+                    written = step.commit.result()
+        except BaseException:
+            partition.support.discard_all()
+            self.tables.given_up(step.tables.positions)
+            self.metrics.aborted.inc()
+            raise
+        self.tables.committed(step.tables.positions)
+        partition.support.commit(step.position, written[-1])
+        self.metrics.forgotten.inc(len(set(step.tables.forgotten)))
+        with self.metrics.stage("observe"):
+            self.metrics.transactions.observe(step.commit.ended - step.begun)
+            self.metrics.observe_step(step.report, step.commit.ended)
+            self._observe_users()
+        return step.report
 
     def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
         """The valid events with their sources, dead letters for the others, and the count of these by reason."""
@@ -319,26 +334,32 @@ class Worker:
         )
         return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
 
-    def _observe(
-        self, number: int, records: Sequence[Record], taken: Sequence[Taken], learned: Learned, reasons: dict[str, int]
+    def _report(
+        self,
+        number: int,
+        records: Sequence[Record],
+        taken: Sequence[Taken],
+        learned: Learned,
+        reasons: dict[str, int],
+        letters: Sequence[Message],
     ) -> StepReport:
-        now = time.time()
+        """What is to be reported of a step once it is committed; ``letters`` are those of profiles."""
+        for letter in letters:
+            reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
+            reasons[reason] = reasons.get(reason, 0) + 1
+        unknown, self._unknown_fields = self._unknown_fields, 0
         appended = {record.offset: record.timestamp / 1000 for record in records}
-        report = StepReport(
+        return StepReport(
             partition=number,
             events=len(records),
             errors=[score - event.interaction.rating for event, (score, _) in zip(taken, learned.scores, strict=True)],
             earlier=[event.support.earlier if event.support else 0 for event in taken],
-            waits=[max(0.0, now - appended[event.source[2]]) for event in taken],
+            appended=[appended[event.source[2]] for event in taken],
             adaptations=len(taken),
             memory_writes=learned.writers,
-            unknown_fields=self._unknown_fields,
+            unknown_fields=unknown,
             dead_letters=reasons,
         )
-        self._unknown_fields = 0
-        self.metrics.observe_step(report)
-        self._observe_users()
-        return report
 
     def _observe_attention(self, attention: Tensor) -> None:
         """Take note of the attention of rehearsed users, who are drawn from all.

@@ -150,10 +150,62 @@ class Member(abc.ABC):
         self.close()
 
 
+class Commit(abc.ABC):
+    """A commit that was begun, and goes on by itself."""
+
+    @property
+    @abc.abstractmethod
+    def done(self) -> bool:
+        """Whether `result` returns or raises without waiting."""
+
+    @property
+    @abc.abstractmethod
+    def ended(self) -> float:
+        """When it was answered, in seconds since the epoch; 0 before."""
+
+    @abc.abstractmethod
+    def result(self) -> list[int]:
+        """Wait for its end; returns the offset of every message, in order. Raises as `Writer.commit` does, whenever it is asked."""
+
+
+class Committed(Commit):
+    """One that took place when it was begun."""
+
+    def __init__(self, offsets: list[int]) -> None:
+        self._offsets = offsets
+        self._ended = time.time()
+
+    @property
+    def done(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def ended(self) -> float:
+        """As `Commit.ended`."""
+        return self._ended
+
+    def result(self) -> list[int]:
+        """As `Commit.result`."""
+        return self._offsets
+
+
 class Writer(abc.ABC):
     """A transactional writer. Opening it fences every older writer of the same transactional id."""
 
     @abc.abstractmethod
+    def begin(
+        self,
+        messages: Sequence[Message],
+        offsets: Mapping[TopicPartition, int] | None = None,
+        owner: Assignment | str | None = None,
+    ) -> Commit:
+        """Begin what `commit` does, so that something else can be done while the broker is at it.
+
+        One at a time: ValueError while the result of the one before has not been asked for. What `commit` raises is raised here or by
+        `Commit.result`. One whose result is never asked for has an outcome that nobody knows: the next writer of this id settles it.
+        """
+
     def commit(
         self,
         messages: Sequence[Message],
@@ -171,6 +223,7 @@ class Writer(abc.ABC):
         owner. After any of these nothing of the commit is visible. Raises `BrokerUnreachable` if the answer is lost: the commit may
         have taken place. Opening a new writer of this id settles it one way or the other, and what is committed then shows which.
         """
+        return self.begin(messages, offsets, owner).result()
 
     @abc.abstractmethod
     def close(self) -> None:

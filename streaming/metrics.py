@@ -53,7 +53,7 @@ class StepReport:
     """What one committed step of a worker did.
 
     ``events`` counts the records consumed. For each event that was scored, in one order: ``errors`` is score minus rating, ``earlier``
-    how many events its user had before, ``waits`` the seconds from its append to the commit of its score. ``adaptations`` counts the
+    how many events its user had before, ``appended`` when it was appended, in seconds since the epoch. ``adaptations`` counts the
     users adapted, ``memory_writes`` the users whose write went out, ``dead_letters`` the refused records by reason.
     """
 
@@ -61,7 +61,7 @@ class StepReport:
     events: int
     errors: Sequence[float] = ()
     earlier: Sequence[int] = ()
-    waits: Sequence[float] = ()
+    appended: Sequence[float] = ()
     adaptations: int = 0
     memory_writes: int = 0
     unknown_fields: int = 0
@@ -186,6 +186,11 @@ class Metrics:
         self._processor = self._counter(
             "stage_processor_seconds_total", "Processor time of a stage, of the step's own thread: without what it waited for.", "stage"
         )
+        self.transactions = self._histogram(
+            "transaction_seconds",
+            "Time of a step's transaction. The next step is computed meanwhile: what it waits is the stage `commit`.",
+            _SECONDS,
+        )
         waits = self._describe(
             "event_to_score_seconds",
             "histogram",
@@ -249,8 +254,8 @@ class Metrics:
         """Seconds spent in each stage since the process began, for the run journal."""
         return {stage: timer.seconds for stage, timer in self._timers.items()}
 
-    def observe_step(self, step: StepReport) -> None:
-        """Take in a worker's step, once it is committed."""
+    def observe_step(self, step: StepReport, committed: float) -> None:
+        """Take in a worker's step, which was committed at this time, in seconds since the epoch."""
         events = self._of_partition.get(step.partition)
         if events is None:
             events = self._of_partition[step.partition] = self._events.labels(str(step.partition))
@@ -259,7 +264,7 @@ class Metrics:
         if step.errors:
             self._scores.inc(len(step.errors))
             self._micro_batch.observe(len(step.errors))
-            self._waits.observe_all(step.waits)
+            self._waits.observe_all([max(0.0, committed - appended) for appended in step.appended])
             self._observe_errors(step.errors, step.earlier)
         self._adaptations.inc(step.adaptations)
         self._memory_writes.inc(step.memory_writes)

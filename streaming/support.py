@@ -1,13 +1,16 @@
 """Support sets: the last interactions of every user of one partition, kept as the changelog keeps them.
 
-A step stages what it changes, and commits it here only after the log has committed the same changes to the topic `support`; so this is
-never ahead of the log, and a restart restores it from there. What is held is in memory or in a file: see `streaming.store`.
+A step stages what it changes, and commits it here only after the log has committed the same changes to the topic `support`; so what is
+held is never ahead of the log, and a restart restores it from there. It is in memory or in a file: see `streaming.store`. While the log
+commits one step's changes, the next step is staged on top of them.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import ChainMap
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,17 @@ SETTLE_USERS = 2_000
 SETTLE_SECONDS = 1.0
 
 
+@dataclass(slots=True)
+class Layer:
+    """What one step changes: users in the order of their last changes, and by how much ordinals and users grow."""
+
+    users: dict[str, Support | Forgotten | None] = field(default_factory=dict)
+    ordinals: int = 0
+    growth: int = 0
+    encoded: dict[str, bytes | None] = field(default_factory=dict)
+    """As the changelog takes them, once they are on the way there."""
+
+
 class SupportSets:
     """The support sets of one partition, ``size`` interactions each, for ``max_users`` users at most (0: without bound).
 
@@ -40,9 +54,8 @@ class SupportSets:
         self.held = InMemory() if held is None else held
         position = self.position
         self.ordinals_given = position.users if position else 0
-        self._staged: dict[str, Support | Forgotten | None] = {}
-        self._staged_ordinals = 0
-        self._staged_growth = 0
+        self._staged = Layer()
+        self._under_way = Layer()
         self.evicted = 0
         """Users dropped because of the bound, since this process started."""
 
@@ -69,84 +82,107 @@ class SupportSets:
 
     def get(self, user: str) -> Support | None:
         """The user's support set as it stands, staged changes included; None if the user has none."""
-        if user in self._staged:
-            staged = self._staged[user]
-            return staged if isinstance(staged, Support) else None
-        value = self.held.value(user)
-        return None if value is None else decode(value, Support, what="support set")
+        for layer in (self._staged, self._under_way):
+            if user in layer.users:
+                value = layer.users[user]
+                return value if isinstance(value, Support) else None
+        encoded = self.held.value(user)
+        return None if encoded is None else decode(encoded, Support, what="support set")
 
     def encoded(self, user: str) -> bytes | None:
-        """The user's support set as the changelog has it; None for a user without one, or whose staged changes are not committed."""
-        return None if user in self._staged else self.held.value(user)
+        """The user's support set as the changelog has it or is about to; None for a user without one, or with changes that are staged."""
+        if user in self._staged.users:
+            return None
+        if user in self._under_way.users:
+            return self._under_way.encoded[user] if isinstance(self._under_way.users[user], Support) else None
+        return self.held.value(user)
 
     def append(self, user: str, interaction: Interaction, source: Source) -> None:
         """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
-        before = self.get(user)
+        before, staged = self.get(user), self._staged
         entry = (interaction.item, interaction.rating, interaction.timestamp)
         if before is None:
             # While a user dropped in this very step is still staged as such, so that it is not forgotten once more to make room.
             since = self._since(user)
             self._make_room()
-            self._staged_growth += 1
+            staged.growth += 1
         # Taken out first, so that the order of staging is the order of last changes.
-        self._staged.pop(user, None)
+        staged.users.pop(user, None)
         if before is None:
-            self._staged[user] = Support([entry], source, 1, self.ordinals_after, since)
-            self._staged_ordinals += 1
+            staged.users[user] = Support([entry], source, 1, self.ordinals_after, since)
+            staged.ordinals += 1
             return
         kept = before.interactions[-self.size + 1 :] if self.size > 1 else []
-        self._staged[user] = Support([*kept, entry], source, before.earlier + 1, before.ordinal, before.since)
+        staged.users[user] = Support([*kept, entry], source, before.earlier + 1, before.ordinal, before.since)
 
     def forget(self, user: str, offset: int) -> None:
         """Stage that nothing of ``user`` before this offset counts any more, and that nothing but this is kept."""
-        self._staged_growth -= self.get(user) is not None
-        self._staged.pop(user, None)
-        self._staged[user] = Forgotten(offset)
+        self._staged.growth -= self.get(user) is not None
+        self._staged.users.pop(user, None)
+        self._staged.users[user] = Forgotten(offset)
 
     def _since(self, user: str) -> int:
         """The first offset that counts for a user without a support set."""
-        staged = self._staged.get(user)
-        return staged.forgotten if isinstance(staged, Forgotten) else self.held.since(user)
+        if isinstance(staged := self._staged.users.get(user), Forgotten):
+            return staged.forgotten
+        if user in self._under_way.users:
+            value = self._under_way.users[user]
+            return value.forgotten if isinstance(value, Forgotten) else 0
+        return self.held.since(user)
 
     def _make_room(self) -> None:
-        if not self.max_users or len(self.held) + self._staged_growth < self.max_users:
+        staged, under_way = self._staged, self._under_way
+        if not self.max_users or len(self.held) + under_way.growth + staged.growth < self.max_users:
             return
-        oldest = self.held.oldest(but=self._staged)
+        oldest = self.held.oldest(but=ChainMap(staged.users, under_way.users))
         if oldest is None:
-            oldest = next(user for user, value in self._staged.items() if isinstance(value, Support))
-        self._staged.pop(oldest, None)
-        self._staged[oldest] = None
-        self._staged_growth -= 1
+            changed = {user: value for user, value in under_way.users.items() if user not in staged.users} | staged.users
+            oldest = next(user for user, value in changed.items() if isinstance(value, Support))
+        staged.users.pop(oldest, None)
+        staged.users[oldest] = None
+        staged.growth -= 1
 
     @property
     def ordinals_after(self) -> int:
-        """How many ordinals are given once what is staged is committed."""
-        return self.ordinals_given + self._staged_ordinals
+        """How many ordinals are given once all that is staged is committed."""
+        return self.ordinals_given + self._under_way.ordinals + self._staged.ordinals
 
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """Key and value of the changelog records of what is staged, in the order of last changes; None removes the user."""
-        return [(user.encode(), None if value is None else encode(value)) for user, value in self._staged.items()]
+        return [(user.encode(), None if value is None else encode(value)) for user, value in self._staged.users.items()]
 
-    def commit(self, changes: list[tuple[bytes, bytes | None]], position: bytes = b"", offset: int = 0) -> None:
-        """Take over ``changes``, which the log has committed, and forget the staging.
+    def begin(self, changes: list[tuple[bytes, bytes | None]]) -> None:
+        """What is staged is on its way to the log as these ``changes``: from now on, what is staged stands on top of it.
 
-        ``position`` is the position record that was committed behind them, and ``offset`` its offset in the changelog. Raises `StoreError`
-        where a local store cannot take any more: the log has them, and they are restored from there.
+        One step at a time: the one before must be committed or discarded.
         """
-        for key, value in changes:
-            self.held.put(key.decode(), value)
-        self.held.grew(self._staged_growth)
-        self.ordinals_given = self.ordinals_after
-        self.evicted += sum(value is None for _, value in changes)
-        self.discard()
+        assert not self._under_way.users, "one step at a time is on its way"  # noqa: S101
+        self._under_way, self._staged = self._staged, Layer()
+        self._under_way.encoded = {key.decode(): value for key, value in changes}
+
+    def commit(self, position: bytes = b"", offset: int = 0) -> None:
+        """Take over what was on its way: the log has committed it.
+
+        ``position`` is the position record that was committed behind it, and ``offset`` its offset in the changelog. Raises `StoreError`
+        where a local store cannot take any more: the log has all of it, and it is restored from there.
+        """
+        done, self._under_way = self._under_way, Layer()
+        for user, value in done.encoded.items():
+            self.held.put(user, value)
+        self.held.grew(done.growth)
+        self.ordinals_given += done.ordinals
+        self.evicted += sum(value is None for value in done.encoded.values())
         if position:
             self.held.covered = Covered(offset + 1, time.time_ns() // 1_000_000, self.changelog, position)
         self.settle()
 
     def discard(self) -> None:
         """Forget what is staged."""
-        self._staged = {}
-        self._staged_ordinals = self._staged_growth = 0
+        self._staged = Layer()
+
+    def discard_all(self) -> None:
+        """Forget what is staged and what is on its way: the log has not committed it, or nobody knows."""
+        self._staged, self._under_way = Layer(), Layer()
 
     def restore(self, record: Record) -> None:
         """Take a record of the changelog, in the order of its offsets; after the last of them, `restored`.
@@ -178,7 +214,7 @@ class SupportSets:
     def begin_anew(self, reason: str) -> str:
         """Forget everything, since it does not fit the changelog, and set a local store aside; returns the reason, and where."""
         self.ordinals_given = 0
-        self.discard()
+        self.discard_all()
         return self.held.begin_anew(reason)
 
     def close(self) -> None:
@@ -191,9 +227,17 @@ class SupportSets:
         Users first seen in the step in hand are not drawn, nor are those that it forgets. Ordinals of forgotten users are holes, so a
         draw may come out short where most users were forgotten.
         """
-        if not len(self.held):
+        under_way, staged = self._under_way.users, self._staged.users
+        if not len(self.held) + self._under_way.growth:
             return []
-        tried = dict.fromkeys(generator.integers(0, self.ordinals_given, 4 * count).tolist())
-        users = (user for ordinal in tried if (user := self.held.user_of(ordinal)) is not None)
-        kept = (user for user in users if user not in self._staged or isinstance(self._staged[user], Support))
+        # What is on its way counts, so that the draw does not depend on how far the log is with it.
+        tried = dict.fromkeys(generator.integers(0, self.ordinals_given + self._under_way.ordinals, 4 * count).tolist())
+        places = {value.ordinal: user for user, value in under_way.items() if isinstance(value, Support)}
+
+        def user_of(ordinal: int) -> str | None:
+            user = places.get(ordinal) or self.held.user_of(ordinal)
+            return None if user in under_way and ordinal not in places else user
+
+        users = (user for ordinal in tried if (user := user_of(ordinal)) is not None)
+        kept = (user for user in users if user not in staged or isinstance(staged[user], Support))
         return list(islice(kept, count))

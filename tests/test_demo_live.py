@@ -148,8 +148,8 @@ def test_what_an_endpoint_says_is_read() -> None:
     from prometheus_client import generate_latest
 
     metrics = Metrics()
-    metrics.observe_step(StepReport(partition=1, events=3, errors=[0.5, -1.5], earlier=[0, 30], waits=[0.1, 0.1]))
-    metrics.observe_step(StepReport(partition=0, events=4))
+    metrics.observe_step(StepReport(partition=1, events=3, errors=[0.5, -1.5], earlier=[0, 30]), 0.0)
+    metrics.observe_step(StepReport(partition=0, events=4), 0.0)
     metrics.observe_fold(query=5, rehearsal=2)
     metrics.observe_lag({0: 7, 1: 0})
     metrics.observe_version(12, 1000)

@@ -50,7 +50,8 @@ def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: li
             for _ in range(2):
                 (found,) = histories.of(sets, [user])
                 assert (found.items, found.ratings) == (expected.items, expected.ratings)
-            sets.commit(sets.changes())
+            sets.begin(sets.changes())
+            sets.commit()
         first, again = histories.of(sets, [user, user])
         assert first is again
 

@@ -28,14 +28,14 @@ def test_a_step_is_counted() -> None:
         events=5,
         errors=[0.5, -0.5, 1.0],
         earlier=[0, 3, 40],
-        waits=[0.002, 0.02, 99.0],
+        appended=[-0.002, -0.02, -99.0],
         adaptations=2,
         memory_writes=1,
         unknown_fields=4,
         dead_letters={"not-decodable": 2},
     )
-    metrics.observe_step(step)
-    metrics.observe_step(step)
+    metrics.observe_step(step, 0.0)
+    metrics.observe_step(step, 0.0)
     assert value(metrics, "events_total", partition="3") == 10
     assert value(metrics, "scores_total") == 6
     assert value(metrics, "adaptations_total") == 4
@@ -49,7 +49,7 @@ def test_a_step_is_counted() -> None:
 
 def test_a_step_of_dead_letters_alone_scores_nothing() -> None:
     metrics = Metrics()
-    metrics.observe_step(StepReport(partition=0, events=2, dead_letters={"too-large": 2}))
+    metrics.observe_step(StepReport(partition=0, events=2, dead_letters={"too-large": 2}), 0.0)
     assert value(metrics, "scores_total") == 0
     assert value(metrics, "micro_batch_events_count") == 0
     assert math.isnan(value(metrics, "running_error", earlier="all", metric="mae"))
@@ -63,7 +63,7 @@ def test_every_reason_is_there_before_its_first_dead_letter() -> None:
 def test_waits_fall_into_the_bucket_that_holds_them() -> None:
     metrics = Metrics()
     waits = [0.0005, 0.001, 0.0011, 0.5, 7200.0]  # a bound belongs to its own bucket
-    metrics.observe_step(StepReport(partition=0, events=5, errors=[0.0] * 5, earlier=[0] * 5, waits=waits))
+    metrics.observe_step(StepReport(partition=0, events=5, errors=[0.0] * 5, earlier=[0] * 5, appended=[-wait for wait in waits]), 0.0)
     found = {labels: v for (name, labels), v in samples(metrics).items() if name == "coldstream_event_to_score_seconds_bucket"}
     assert len(found) == 18
     for labels, count in found.items():
@@ -110,7 +110,7 @@ def test_the_running_error_is_the_decayed_mean_of_just_the_values_seen() -> None
 )
 def test_an_error_counts_in_each_group_that_holds_it(earlier: int, groups: set[str]) -> None:
     metrics = Metrics()
-    metrics.observe_step(StepReport(partition=0, events=1, errors=[-2.0], earlier=[earlier], waits=[1.0]))
+    metrics.observe_step(StepReport(partition=0, events=1, errors=[-2.0], earlier=[earlier], appended=[-1.0]), 0.0)
     assert {group for group in GROUPS if metrics.running[group].n} == groups
     for group in groups:
         assert value(metrics, "running_error", earlier=group, metric="mae") == pytest.approx(2.0)
@@ -119,7 +119,7 @@ def test_an_error_counts_in_each_group_that_holds_it(earlier: int, groups: set[s
 
 def test_errors_and_earlier_counts_must_go_together() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        Metrics().observe_step(StepReport(partition=0, events=2, errors=[1.0, 2.0], earlier=[0], waits=[]))
+        Metrics().observe_step(StepReport(partition=0, events=2, errors=[1.0, 2.0], earlier=[0]), 0.0)
 
 
 def test_stages_are_timed_and_add_up() -> None:

@@ -357,7 +357,7 @@ def test_a_store_without_room_is_said_once_and_scoring_goes_on(tmp_path: Path, h
         hand.until_idle()
         for number in [*hand.worker.held, *hand.worker.held]:
             hand.worker.held[number].support.held.settle()
-            hand.worker.settle(number)
+            hand.worker.held[number].settle()
         full = [line for line in said if "no room" in line["event"]]
         assert sorted(line["partition"] for line in full) == list(range(PARTITIONS))
         assert all(line["reason"].startswith("worker.state_dir: no room for ") for line in full)
@@ -365,7 +365,7 @@ def test_a_store_without_room_is_said_once_and_scoring_goes_on(tmp_path: Path, h
             store._file.db.execute("PRAGMA max_page_count = 1000000")
         for number in hand.worker.held:
             hand.worker.held[number].support.held.settle()
-            hand.worker.settle(number)
+            hand.worker.held[number].settle()
     assert sorted(line["partition"] for line in said if "room again" in line["event"]) == list(range(PARTITIONS))
     assert [store.behind for store in stores] == [0] * PARTITIONS
     assert broken(settings) == []

@@ -79,7 +79,8 @@ def test_they_are_the_fold_however_it_is_cut_into_steps_and_runs(
                 position = encode(Position(offset + 1, sets.ordinals_after, 0, {}, sets.changelog))
                 changes = sets.changes()
                 changelog += [*changes, (POSITION_KEY, position)]
-                sets.commit(changes, position, len(changelog) - 1)
+                sets.begin(changes)
+                sets.commit(position, len(changelog) - 1)
                 if offset in restarts:
                     expected = sets.draw(3, np.random.default_rng(offset))
                     sets = restored(sets, path, changelog, killed=where == "file, killed")
@@ -105,10 +106,12 @@ def sets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SupportSets
 def test_a_user_forgotten_and_back_within_one_step_takes_the_place_of_the_next(sets: SupportSets) -> None:
     for offset, event in enumerate(interactions([0, 1])):
         sets.append(event.user, event, ("interactions", 0, offset))
-    sets.commit(sets.changes())
+    sets.begin(sets.changes())
+    sets.commit()
     for offset, event in enumerate(interactions([2, 0]), 2):
         sets.append(event.user, event, ("interactions", 0, offset))
-    sets.commit(sets.changes())
+    sets.begin(sets.changes())
+    sets.commit()
     assert [sets.get(user) is None for user in ("u0", "u1", "u2")] == [False, True, False]
     assert sets.evicted == 1, "of u0, back at once, nothing was lost but its support"
 
@@ -116,7 +119,8 @@ def test_a_user_forgotten_and_back_within_one_step_takes_the_place_of_the_next(s
 def test_what_is_discarded_leaves_no_trace(sets: SupportSets) -> None:
     events = interactions([0, 1, 2, 2, 0])
     sets.append("u0", events[0], ("interactions", 0, 0))
-    sets.commit(sets.changes())
+    sets.begin(sets.changes())
+    sets.commit()
     kept = sets.get("u0")
     for offset, event in enumerate(events[1:], 1):
         sets.append(event.user, event, ("interactions", 0, offset))

@@ -30,8 +30,9 @@ from streaming.errors import BrokerUnreachable, LogError
 from streaming.events import Position, Support
 from streaming.kafka import KafkaLog
 from streaming.kafka.member import KafkaMember
+from streaming.kafka.transaction import Transaction
 from streaming.kafka.writer import KafkaWriter
-from streaming.log import Assignment, Bounds, Member, Message, Record, TopicPartition, Writer, catch_up
+from streaming.log import Assignment, Bounds, Commit, Committed, Member, Message, Record, TopicPartition, Writer, catch_up
 from streaming.support import SupportSets
 from streaming.topics import POSITION_KEY
 from tests.kafka_cluster import KafkaCluster
@@ -131,7 +132,7 @@ def commit_offsets_outside(patch: Patch, death: Death, *, first: str) -> None:
     """The consumer commits the offsets, as it does everywhere else; the process is gone between that and the transaction."""
     transaction = KafkaWriter._transaction
 
-    def in_halves(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> list[int]:
+    def in_halves(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> Transaction:
         if not isinstance(owner, str):
             return transaction(writer, messages, offsets, owner)
         log = writer._log
@@ -141,10 +142,11 @@ def commit_offsets_outside(patch: Patch, death: Death, *, first: str) -> None:
             log._groups[owner].commit(consumed)
             death.passes()
             return transaction(writer, messages, {}, None)
-        places = transaction(writer, messages, {}, None)
+        begun = transaction(writer, messages, {}, None)
+        begun.result()
         death.passes()
         log._groups[owner].commit(consumed)
-        return places
+        return begun
 
     patch.setattr(KafkaWriter, "_transaction", in_halves)
 
@@ -239,7 +241,7 @@ def ask_for_metadata_at_commit_time(patch: Patch) -> None:
         members[threading.current_thread().name] = joined
         return joined
 
-    def late(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> list[int]:
+    def late(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> Transaction:
         if isinstance(owner, Assignment):
             now: ConsumerGroupMetadata = members[threading.current_thread().name]._consumer.group_metadata()
             owner = owner._replace(generation=now.generation_id, member_id=now.member_id)
@@ -274,20 +276,20 @@ def test_group_metadata_taken_at_commit_time(settings: Settings, monkeypatch: Pa
     if own_ids:
         name_writers_after_their_workers(monkeypatch)
     hung, go_on, committed, steps = threading.Event(), threading.Event(), threading.Event(), [0]
-    commit = KafkaWriter.commit
+    begin = KafkaWriter.begin
 
-    def hanging(writer: KafkaWriter, *args: Any) -> list[int]:  # noqa: ANN401 - as the method
+    def hanging(writer: KafkaWriter, *args: Any) -> Commit:  # noqa: ANN401 - as the method
         steps[0] += threading.current_thread().name == "first"
         if steps[0] != 3 or threading.current_thread().name != "first":
-            return commit(writer, *args)
+            return begin(writer, *args)
         hung.set()
         assert go_on.wait(30)
         try:
-            return commit(writer, *args)
+            return begin(writer, *args)
         finally:
             committed.set()
 
-    monkeypatch.setattr(KafkaWriter, "commit", hanging)
+    monkeypatch.setattr(KafkaWriter, "begin", hanging)
     end = put(settings, STREAM.messages)[-1] + 1
     tp = interactions(settings)
     with connect(settings) as log, live(settings, "first"):
@@ -311,7 +313,7 @@ def expire(patch: Patch, step: int, name: str, *, ignored: bool) -> None:
     """
     transaction, steps = KafkaWriter._transaction, [0]
 
-    def careless(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> list[int]:
+    def careless(writer: KafkaWriter, messages: Sequence[Message], offsets: Offsets, owner: Owner) -> Transaction | Committed:
         steps[0] += owner is not None
         accumulator = writer._producer._accumulator
         if steps[0] == step and offsets:
@@ -326,7 +328,7 @@ def expire(patch: Patch, step: int, name: str, *, ignored: bool) -> None:
         if consumed:
             writer._producer.send_offsets_to_transaction(consumed, ConsumerGroupMetadata(str(owner)))
         writer._producer.commit_transaction()
-        return [future.value.offset if future.succeeded() else -1 for future in sent]
+        return Committed([future.value.offset if future.succeeded() else -1 for future in sent])
 
     patch.setattr(KafkaWriter, "_transaction", careless)
 

@@ -9,7 +9,7 @@ from streaming.embedded.groups import check_owner
 from streaming.embedded.partitions import Partitions
 from streaming.embedded.records import Records
 from streaming.errors import Fenced, LogError
-from streaming.log import Assignment, Message, TopicPartition, Writer
+from streaming.log import Assignment, Commit, Committed, Message, TopicPartition, Writer
 
 
 class EmbeddedWriter(Writer):
@@ -26,13 +26,13 @@ class EmbeddedWriter(Writer):
                 "INSERT INTO writers VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 RETURNING epoch", (transactional_id,)
             ).fetchone()
 
-    def commit(
+    def begin(
         self,
         messages: Sequence[Message],
         offsets: Mapping[TopicPartition, int] | None = None,
         owner: Assignment | str | None = None,
-    ) -> list[int]:
-        """As `Writer.commit`."""
+    ) -> Commit:
+        """As `Writer.begin`: nobody else does the work, so it is done at once."""
         if self._closed:
             raise LogError(f"the writer {self._id} is closed")
         if offsets and owner is None:
@@ -51,7 +51,7 @@ class EmbeddedWriter(Writer):
                        ON CONFLICT ("group", partition) DO UPDATE SET "offset" = excluded."offset" """,
                     [(group, partition, offset) for partition, offset in consumed],
                 )
-            return self._records.append(db, prepared)
+            return Committed(self._records.append(db, prepared))
 
     def close(self) -> None:
         """As `Writer.close`."""

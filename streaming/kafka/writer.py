@@ -9,7 +9,7 @@ what the old one left open, and looks at what is committed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import kafka
@@ -18,11 +18,10 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from streaming.errors import BrokerUnreachable, Fenced, LogError
 from streaming.kafka.client import BATCH_BYTES
-from streaming.log import Assignment, Message, TopicPartition, Writer
+from streaming.kafka.transaction import Transaction
+from streaming.log import Assignment, Commit, Committed, Message, TopicPartition, Writer
 
 if TYPE_CHECKING:
-    from kafka.producer.transaction_manager import TransactionalRequestResult
-
     from streaming.kafka.broker import KafkaLog
 
 END_SECONDS = 1.0
@@ -32,6 +31,32 @@ ABORT_SECONDS = 2.0
 """Longest wait for an abort. Without it the transaction ends with the next writer of the id, or by its own timeout."""
 
 
+class KafkaCommit(Commit):
+    """A commit of a `KafkaWriter`."""
+
+    def __init__(self, writer: KafkaWriter, transaction: Transaction, messages: Sequence[Message]) -> None:
+        self._writer = writer
+        self._transaction = transaction
+        self._messages = messages
+        self._offsets: list[int] | None = None
+
+    @property
+    def done(self) -> bool:
+        """As `Commit.done`."""
+        return self._transaction.done
+
+    @property
+    def ended(self) -> float:
+        """As `Commit.ended`."""
+        return self._transaction.ended
+
+    def result(self) -> list[int]:
+        """As `Commit.result`."""
+        if self._offsets is None:
+            self._offsets = self._writer.finish(self._transaction, self._messages)
+        return self._offsets
+
+
 class KafkaWriter(Writer):
     """One producer of one transactional id."""
 
@@ -39,6 +64,7 @@ class KafkaWriter(Writer):
         self._log = log
         self._id = transactional_id
         self._failed: LogError | None = None
+        self._under_way: Transaction | None = None
         options = log.client.options
         self._seconds = options.transaction_timeout_ms / 1000
         with log.client.told(f"opening the writer {transactional_id}", "WRITE"):
@@ -51,9 +77,8 @@ class KafkaWriter(Writer):
                     max_block_ms=options.transaction_timeout_ms,
                     max_request_size=128 * 1024 * 1024,
                     batch_size=BATCH_BYTES,
-                    # Nothing goes before `flush`: else the producer's thread takes the first records of each partition at once, and the
-                    # rest in many small requests, each with a round trip.
-                    linger_ms=1_000,
+                    # The producer's thread is woken when all records of a transaction are at hand; none are to wait for more then.
+                    linger_ms=0,
                     allow_auto_create_topics=False,
                     metrics_enabled=False,
                 )
@@ -64,64 +89,65 @@ class KafkaWriter(Writer):
                 self._producer.close(timeout=0)
                 raise
 
-    def commit(
+    def begin(
         self,
         messages: Sequence[Message],
         offsets: Mapping[TopicPartition, int] | None = None,
         owner: Assignment | str | None = None,
-    ) -> list[int]:
-        """As `Writer.commit`."""
+    ) -> Commit:
+        """As `Writer.begin`."""
         if offsets and owner is None:
             raise ValueError("offsets were given without the assignment or group that consumed them")
         if isinstance(owner, Assignment):
             self._require_owned(owner, offsets or {})
         if self._failed is not None:
             raise type(self._failed)(f"the writer {self._id} failed before ({self._failed}); open a new one")
+        if self._under_way is not None:
+            raise ValueError(f"the writer {self._id} has a commit under way whose result has not been asked for")
         for tp in offsets or {}:
             self._log.require(tp)
         placed = self._log.placed(messages)
         if not placed and not offsets:
-            return []
+            return Committed([])
+        with self._failing(placed):
+            self._under_way = self._transaction(placed, offsets or {}, owner)
+        return KafkaCommit(self, self._under_way, placed)
+
+    def _transaction(
+        self, messages: Sequence[Message], offsets: Mapping[TopicPartition, int], owner: Assignment | str | None
+    ) -> Transaction:
+        group = None
+        if offsets and owner is not None:
+            # Of the time when the batch was read. What the client would say now may be a later generation, or none, which passes.
+            of = (owner.group, owner.generation, owner.member_id) if isinstance(owner, Assignment) else (owner,)
+            group = ConsumerGroupMetadata(*of)
+        consumed = {kafka.TopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+        return Transaction(self._producer, messages, consumed, group, name=self._id, place=self._log.client.place, seconds=self._seconds)
+
+    def finish(self, transaction: Transaction, messages: Sequence[Message]) -> list[int]:
+        """Wait for the end of one of this writer's transactions. Raises as `Writer.commit` does."""
+        if self._failed is not None:
+            raise self._failed
+        with self._failing(messages):
+            places = transaction.result()
+        self._under_way = None
+        return places
+
+    @contextlib.contextmanager
+    def _failing(self, messages: Sequence[Message]) -> Iterator[None]:
+        """After a failure in the block, be done with."""
         try:
-            return self._transaction(placed, offsets or {}, owner)
+            yield
         except LogError as error:
             self._failed = error
             self._give_up()
             raise
         except errors.KafkaError as error:
             self._failed = self._log.client.translated(
-                error, f"the transaction of {self._id}", "WRITE", (message.topic for message in placed)
+                error, f"the transaction of {self._id}", "WRITE", (message.topic for message in messages)
             )
             self._give_up()
             raise self._failed from error
-
-    def _transaction(self, messages: Sequence[Message], offsets: Mapping[TopicPartition, int], owner: Assignment | str | None) -> list[int]:
-        producer, transactions = self._producer, self._producer._transaction_manager  # noqa: SLF001 - see `_wait`
-        producer.begin_transaction()
-        sent = [producer.send(topic, value, key, partition=partition) for topic, key, value, partition in messages]
-        producer.flush(self._seconds)
-        # Whatever the commit says: a record whose send failed is not in the log.
-        places = [future.get(0).offset for future in sent]
-        if offsets and owner is not None:
-            if isinstance(owner, Assignment):
-                # Of the time when the batch was read. What the client would say now may be a later generation, or none, which passes.
-                group = ConsumerGroupMetadata(owner.group, owner.generation, owner.member_id)
-            else:
-                group = ConsumerGroupMetadata(owner)
-            consumed = {kafka.TopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
-            self._wait(transactions.send_offsets_to_transaction(consumed, group), "sending offsets")
-        self._wait(transactions.begin_commit(), "the commit")
-        return places
-
-    def _wait(self, result: TransactionalRequestResult, what: str, seconds: float | None = None) -> None:
-        """Wait for a step of the transaction: the producer's own methods wait for ever when the broker is gone."""
-        seconds = self._seconds if seconds is None else seconds
-        self._producer._sender.wakeup()  # noqa: SLF001
-        if not result.wait(timeout_ms=seconds * 1000):
-            raise BrokerUnreachable(
-                f"{what} of {self._id} was not answered for {seconds:.0f} s ({self._log.client.place}); whether it took place shows "
-                "when the next writer of this id has been opened"
-            )
 
     def _require_owned(self, owner: Assignment, offsets: Mapping[TopicPartition, int]) -> None:
         if owner.generation < 0:
@@ -132,11 +158,11 @@ class KafkaWriter(Writer):
 
     def _give_up(self) -> None:
         """Abort, if that is still possible, so that readers need not wait for the transaction to time out."""
-        try:
-            if not isinstance(self._failed, BrokerUnreachable):
-                self._wait(self._producer._transaction_manager.begin_abort(), "the abort", ABORT_SECONDS)  # noqa: SLF001
-        except (errors.KafkaError, LogError):
-            pass
+        if not isinstance(self._failed, BrokerUnreachable):
+            with contextlib.suppress(errors.KafkaError):
+                end = self._producer._transaction_manager.begin_abort()  # noqa: SLF001 - the producer's own way waits without end
+                self._producer._sender.wakeup()  # noqa: SLF001
+                end.wait(ABORT_SECONDS * 1000)
         self._end()
 
     def _end(self) -> None:
