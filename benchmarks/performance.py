@@ -41,9 +41,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def each(run: Run, name: str) -> str:
-    """Microseconds of processor that a process used for an event."""
-    used = run["processor"]
-    return f"{1e6 * used[name] / run['scored']:,.0f}" if name in used else ""
+    """Microseconds of processor that a process used for an event; several workers' together."""
+    used = [seconds for process, seconds in run["processor"].items() if process.partition("-")[0] == name]
+    return f"{1e6 * sum(used) / counted(run):,.0f}" if used else ""
+
+
+def counted(run: Run) -> int:
+    """How many events were scored while processor time was counted."""
+    found: int = run.get("counted", run["scored"])
+    return found
 
 
 def throughput(runs: Sequence[Run]) -> str:
@@ -52,6 +58,16 @@ def throughput(runs: Sequence[Run]) -> str:
         ["", "events/s", "worker us", "trainer us", "broker us"],
         ([run["name"], f"{run['events_per_second']:,.0f}", *(each(run, name) for name in ("worker", "trainer", "broker"))] for run in runs),
     )
+
+
+def workers(runs: Sequence[Run]) -> str:
+    """Events for each second of processor time of the workers, and their share of those of one worker."""
+    each_second = [counted(run) / sum(used for name, used in run["processor"].items() if name.startswith("worker")) for run in runs]
+    rows = [
+        [run["name"], f"{run['events_per_second']:,.0f}", f"{events:,.0f}", f"{events / each_second[0]:.2f}"]
+        for run, events in zip(runs, each_second, strict=True)
+    ]
+    return table(["", "events/s", "events per worker-processor-second", "of one worker's"], rows)
 
 
 def stages(runs: Sequence[Run]) -> str:
@@ -158,6 +174,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
     return {
         "machine": f"{machine['cores']} cores, Python {machine['python']}, {machine['system']}",
         "throughput": throughput(kinds["capacity"]),
+        "workers": workers(kinds.get("workers", [])),
         "stages": stages(kinds["capacity"]),
         "latency": latency(kinds["latency"]),
         "disturbed": latency(kinds["disturbed"]),

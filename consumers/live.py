@@ -70,7 +70,9 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         if time.monotonic() - looked > LAG_SECONDS:
             looked = time.monotonic()
             observe_lag(system, reader, topic, worker)
-        batches = read(system, reader, cut, wait=not requests and not moving.busy)
+        # A commit that ends meanwhile is looked at soon, and what is there to be done at once.
+        wait = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
+        batches = read(system, reader, cut, 0.0 if requests or moving.busy else wait / 1000)
         if batches:
             cut = time.monotonic()
         else:
@@ -98,14 +100,15 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             worker.finish(number)
 
 
-def read(system: System, reader: Reader, cut: float, *, wait: bool) -> dict[TopicPartition, list[Record]]:
+def read(system: System, reader: Reader, cut: float, wait: float) -> dict[TopicPartition, list[Record]]:
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
 
-    While a step takes longer than that, the next micro-batch fills meanwhile and nobody waits for more of it.
+    The first of them is waited for ``wait`` seconds. While a step takes longer than a linger, the next micro-batch fills meanwhile and
+    nobody waits for more of it.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
-        records = reader.poll(settings.micro_batch, settings.poll_timeout_ms / 1000 if wait else 0.0)
+        records = reader.poll(settings.micro_batch, wait)
         ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left)

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from consumers.patience import Patience
-from consumers.trainer import Trainer, trainer_id
+from consumers.trainer import READ_AT_ONCE, Trainer, trainer_id
 from streaming.errors import BrokerUnreachable, Fenced
 
 if TYPE_CHECKING:
     from consumers.stop import Stop
     from consumers.system import System
     from streaming.log import Member
+
+REST_SECONDS = 0.05
+"""How long a trainer that keeps up lets updates gather: each version is a transaction, and is taken on by every worker."""
 
 FENCED_SECONDS = 1.0
 """How long to keep still after having been fenced, so that whoever did it can commit what it came for."""
@@ -77,9 +80,12 @@ def turn(system: System, stop: Stop, member: Member) -> None:
             system.health.loaded(trainer.version)
             logger.info("training", version=trainer.version)
             while not stop and leads(system, member):
-                if trainer.step(system.settings.worker.poll_timeout_ms / 1000, beat):
+                folded = trainer.step(system.settings.worker.poll_timeout_ms / 1000, beat)
+                if folded:
                     system.health.loaded(trainer.version)
                     system.health.committed()
+                if 0 < folded < READ_AT_ONCE:
+                    stop.wait(REST_SECONDS)
         if not stop:
             system.health.assigned(0)
             logger.warning("the lock has gone to another trainer")

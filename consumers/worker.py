@@ -96,6 +96,11 @@ class Worker:
         """Spread of attention over users and of the rows of M_P, as last seen."""
         self._unknown_fields = 0
 
+    @property
+    def under_way(self) -> bool:
+        """Whether the commit of a step is under way."""
+        return any(partition.under_way for partition in self.held.values())
+
     def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
         """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
         takeover = Takeover(self.state, number)

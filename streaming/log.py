@@ -202,8 +202,9 @@ class Writer(abc.ABC):
     ) -> Commit:
         """Begin what `commit` does, so that something else can be done while the broker is at it.
 
-        One at a time: ValueError while the result of the one before has not been asked for. What `commit` raises is raised here or by
-        `Commit.result`. One whose result is never asked for has an outcome that nobody knows: the next writer of this id settles it.
+        One at a time: a broker that is still at the one before, or whose result was not asked for, may raise ValueError. What `commit`
+        raises is raised here or by `Commit.result`. Of one whose result nobody waits for, nobody knows what it came to: the next writer
+        of this id settles it.
         """
 
     def commit(

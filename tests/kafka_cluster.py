@@ -85,8 +85,6 @@ class Node:
         self.folder = folder
         self.port = port
         self.heap_mb = heap_mb
-        self.short_lived = True
-        """Whether it is made quick to start rather than quick for hours."""
         self.tied = True
         """Whether it ends with this process, even if that is killed."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -100,7 +98,9 @@ class Node:
         flags = [
             f"-Xmx{self.heap_mb}m",
             "-Xms128m",
-            *(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if self.short_lived else ["-XX:+UseG1GC"]),
+            # Its second compiler takes a quarter of a core for minutes, and what comes of it is no faster at what is asked here.
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
             "-Xshare:auto",
             "-Djava.awt.headless=true",
         ]

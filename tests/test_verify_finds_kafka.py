@@ -75,7 +75,10 @@ def interactions(settings: Settings) -> TopicPartition:
 
 
 def score(settings: Settings) -> None:
-    """A worker's life: it takes over the partition and makes the steps that are left. One that dies leaves its transaction open."""
+    """A worker's life: it takes over the partition and makes the steps that are left, each while the one before is committed.
+
+    One that dies leaves its transaction open.
+    """
     with System(settings) as system:
         worker, tp = system.worker(), interactions(settings)
         offset = worker.open(0)
@@ -85,7 +88,8 @@ def score(settings: Settings) -> None:
         with system.log.reader() as reader:
             reader.assign({tp: offset})
             for records in catch_up(system.log, reader, [tp], at_once=MICRO_BATCH):
-                worker.step(0, records, settings.group_id)
+                worker.begin(0, records, settings.group_id)
+        worker.finish(0)
 
 
 def train(settings: Settings) -> None:

@@ -27,6 +27,7 @@ class Capabilities:
     * ``one_moment``: a poll shows all partitions as of one moment.
     * ``plain_group_is_fenced``: a plain group name may not commit while the group has members.
     * ``empty_commit_is_fenced``: a commit of nothing tells an old writer that it is fenced.
+    * ``commits_at_once``: a commit has taken place when it was begun.
     * ``one_order``: commits of several writers have one order in all partitions.
     * ``writes_nothing``: takes a message with neither key nor value.
     * ``polls_to_turn``: after how many polls each partition has had a turn.
@@ -41,6 +42,7 @@ class Capabilities:
     one_moment: bool
     plain_group_is_fenced: bool
     empty_commit_is_fenced: bool
+    commits_at_once: bool
     one_order: bool
     writes_nothing: bool
     polls_to_turn: int
@@ -79,6 +81,7 @@ EMBEDDED = Capabilities(
     one_moment=True,
     plain_group_is_fenced=True,
     empty_commit_is_fenced=True,
+    commits_at_once=True,
     one_order=True,
     writes_nothing=True,
     polls_to_turn=3,
@@ -94,6 +97,7 @@ KAFKA = Capabilities(
     one_moment=False,
     plain_group_is_fenced=False,
     empty_commit_is_fenced=False,
+    commits_at_once=False,
     one_order=False,
     writes_nothing=False,
     polls_to_turn=20,
