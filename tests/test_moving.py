@@ -58,13 +58,22 @@ class Hand:
         records = sorted(self.reader.poll(most, only=events), key=attrgetter("partition", "offset"))
         for number, batch in groupby(records, attrgetter("partition")):
             try:
-                self.worker.step(number, list(batch), assignment)
+                self.worker.begin(number, list(batch), assignment)
             except (Fenced, StoreDamaged) as error:
                 self.moving.give_up_step(number, error)
                 break
         if not records:
+            self.finish()
             self.moving.idle()
         return len(records)
+
+    def finish(self) -> None:
+        """Wait for what is under way."""
+        for number in list(self.worker.held):
+            try:
+                self.worker.finish(number)
+            except (Fenced, StoreDamaged) as error:
+                self.moving.give_up_step(number, error)
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):

@@ -127,3 +127,63 @@ def test_what_is_discarded_leaves_no_trace(sets: SupportSets) -> None:
     sets.discard()
     assert (len(sets), sets.get("u0"), sets.get("u1"), sets.ordinals_after, sets.changes()) == (1, kept, None, 1, [])
     assert decode(sets.held.value("u0"), Support, what="it") == kept
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+@given(
+    actions=st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=60),
+    cuts=st.sets(st.integers(0, 60)),
+    failing=st.sets(st.integers(0, 60)),
+    max_users=st.integers(0, 5),
+)
+def test_what_is_on_its_way_counts_as_if_it_were_committed(
+    where: str, actions: list[tuple[int, bool]], cuts: set[int], failing: set[int], max_users: int
+) -> None:
+    """Beside support sets whose steps are committed at once, others whose steps are on their way until the next one is made.
+
+    Where one fails, that is all that is gone, and the step on top of it: both go on from what was committed before.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = None if where == "memory" else Path(folder) / "s.db"
+        at_once, late = SupportSets(3, max_users=max_users), opened(path, 3, max_users)
+        steps: list[list[tuple[int, str, bool]]] = [[]]
+        for offset, (user, forgets) in enumerate(actions):
+            steps[-1].append((offset, f"u{user}", forgets))
+            if offset in cuts:
+                steps.append([])
+
+        def stage(sets: SupportSets, step: list[tuple[int, str, bool]]) -> None:
+            for offset, user, forgets in step:
+                if forgets:
+                    sets.forget(user, offset)
+                else:
+                    sets.append(user, Interaction(user, f"i{offset}", 3.0, offset), ("interactions", 0, offset))
+
+        def same() -> None:
+            assert late.ordinals_after == at_once.ordinals_after
+            assert late.changes() == at_once.changes()
+            assert all(late.get(f"u{user}") == at_once.get(f"u{user}") for user in range(7))
+            assert all(late.encoded(f"u{user}") == at_once.encoded(f"u{user}") for user in range(7))
+            assert late.draw(4, np.random.default_rng(5)) == at_once.draw(4, np.random.default_rng(5))
+
+        for number, step in enumerate(steps):
+            stage(at_once, step)
+            stage(late, step)
+            same()
+            if number in failing:
+                # What is on its way fails, with the step on top of it: both are made again.
+                late.discard_all()
+                if number:
+                    stage(late, steps[number - 1])
+                    late.begin(late.changes())
+                stage(late, step)
+                same()
+            if number:
+                late.commit()
+            at_once.begin(at_once.changes())
+            at_once.commit()
+            late.begin(late.changes())
+            same()
+        late.commit()
+        assert len(late) == len(at_once)
+        late.close()
