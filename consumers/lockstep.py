@@ -124,7 +124,8 @@ def answer(system: System, requests: Requests, positions: dict[int, int]) -> Non
 
 def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record]:
     """The next ``size`` records of a partition, or all that are left now. Raises as `catch_up` does."""
-    records: list[Record] = []
+    # As a rule all of them are at hand, and where the partition ends need not be asked.
+    records = reader.poll(size, only=[tp])
     while len(records) < size and (more := next(catch_up(log, reader, [tp], at_once=size - len(records)), None)):
         records += more
     return records
@@ -132,11 +133,9 @@ def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record
 
 def fold(trainer: Trainer, worker: Worker) -> None:
     """Let the trainer fold all updates, and the worker take on what comes of them."""
-    # A broker may not have at hand at once what has just been committed.
-    while trainer.behind:
-        trainer.step()
+    trainer.catch_up()
     with worker.metrics.stage("adopt"):
-        worker.versions.catch_up()
+        worker.versions.reach(trainer.version)
 
 
 def note(journal: Journal, system: System, worker: Worker, done: int) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from consumers.replayer import Progress as Share
 
 LINE_SECONDS = 15.0
+SHOWN_SECONDS = 0.1
+"""No eye follows a bar that moves with every step, and to move it takes a tenth of a millisecond."""
 
 
 class StepBar:
@@ -29,6 +31,7 @@ class StepBar:
         self._console = console
         self._error = RunningError(half_life=5000)
         self._began = self._told = time.monotonic()
+        self._shown = 0.0
         self._events = 0
         self._bar = Progress(
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
@@ -48,6 +51,9 @@ class StepBar:
             self._error.update(error)
         self._events += progress.step.events
         now = time.monotonic()
+        if now - self._shown < SHOWN_SECONDS and progress.done < progress.total:
+            return
+        self._shown = now
         rate = self._events / max(now - self._began, 1e-9)
         self._bar.update(self._task, completed=progress.done, total=progress.total, rate=rate, mae=self._error.mae())
         if not self._console.is_terminal and (now - self._told > LINE_SECONDS or progress.done == progress.total):

@@ -97,10 +97,12 @@ class Trainer:
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
         self._updates = partitions
 
-    @property
-    def behind(self) -> bool:
-        """Whether there are updates in the log that have not been read."""
-        return any(self._reader.position(tp) < bounds.end for tp, bounds in self.log.bounds(self._updates).items())
+    def catch_up(self) -> None:
+        """Fold all updates that are in the log now."""
+        ends = self.log.bounds(self._updates)
+        # A broker may not have at hand at once what has just been committed.
+        while any(self._reader.position(tp) < bounds.end for tp, bounds in ends.items()):
+            self.step()
 
     def _start(self, tp: TopicPartition, first_kept: int) -> int:
         folded = self.folded.get(tp.partition, 0)

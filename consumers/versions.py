@@ -77,6 +77,13 @@ class Versions:
             for record in records:
                 self._feed(record)
 
+    def reach(self, version: int) -> None:
+        """Take on every version up to this one, which has been committed. Raises as `catch_up` does."""
+        if self.version < version:
+            self.advance()
+        if self.version < version:
+            self.catch_up()
+
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
         before = self.version

@@ -101,7 +101,7 @@ def array(value: Tensor) -> np.ndarray[Any, Any]:
     """
     if value.dtype not in DTYPES:
         raise Malformed("wrong-type", f"tensor of dtype {value.dtype[:32]!a}; the types are {', '.join(sorted(DTYPES))}")
-    if len(value.shape) > _MAX_DIMENSIONS or any(size < 0 for size in value.shape):
+    if len(value.shape) > _MAX_DIMENSIONS or min(value.shape, default=0) < 0:
         raise Malformed("wrong-type", f"tensor of shape {value.shape[:_MAX_DIMENSIONS]}")
     dtype = DTYPES[value.dtype]
     length = math.prod(value.shape) * dtype.itemsize

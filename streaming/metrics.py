@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import prometheus_client as prometheus
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
-from river.stats import EWMean
 
 from streaming.events import REASONS
 
@@ -79,25 +78,22 @@ class RunningError:
 
     def __init__(self, half_life: float = HALF_LIFE) -> None:
         self._fading = 1 - 0.5 ** (1 / half_life)
-        self._absolute = EWMean(self._fading)
-        self._squared = EWMean(self._fading)
-        self._absolute.update(0.0)
-        self._squared.update(0.0)
+        self._absolute = self._squared = 0.0
         self.n = 0
 
     def update(self, error: float) -> None:
         """Take in one score minus its rating."""
-        self._absolute.update(abs(error))
-        self._squared.update(error * error)
+        self._absolute += self._fading * (abs(error) - self._absolute)
+        self._squared += self._fading * (error * error - self._squared)
         self.n += 1
 
     def mae(self) -> float:
         """Mean absolute error, NaN before the first event."""
-        return self._absolute.get() / self._weight() if self.n else math.nan
+        return self._absolute / self._weight() if self.n else math.nan
 
     def rmse(self) -> float:
         """Root of the mean squared error, NaN before the first event."""
-        return math.sqrt(self._squared.get() / self._weight()) if self.n else math.nan
+        return math.sqrt(self._squared / self._weight()) if self.n else math.nan
 
     def _weight(self) -> float:
         return -math.expm1(self.n * math.log1p(-self._fading))
@@ -236,6 +232,7 @@ class Metrics:
         self._of_kind = {kind: self._meta_updates.labels(kind) for kind in ("query", "rehearsal")}
         self._spread = {over: self._attention.labels(over) for over in ("users", "rows")}
         self._of_partition: dict[int, prometheus.Counter] = {}
+        self._lag_of: dict[int, prometheus.Gauge] = {}
         self._made_at = math.nan
         for gauge in (self._version, *self._spread.values()):
             gauge.set(math.nan)
@@ -335,12 +332,13 @@ class Metrics:
 
     def observe_lag(self, lag: Mapping[int, int]) -> None:
         """Set how many records of each partition are not consumed yet; partitions that are not named any more are no longer ours."""
-        current = {str(partition) for partition in lag}
-        for labels in [sample.labels for family in self._lag.collect() for sample in family.samples]:
-            if labels["partition"] not in current:
-                self._lag.remove(labels["partition"])
+        for partition in self._lag_of.keys() - lag.keys():
+            del self._lag_of[partition]
+            self._lag.remove(str(partition))
         for partition, events in lag.items():
-            self._lag.labels(str(partition)).set(events)
+            if partition not in self._lag_of:
+                self._lag_of[partition] = self._lag.labels(str(partition))
+            self._lag_of[partition].set(events)
 
     def _describe(self, name: str, kind: str, text: str, *labels: str) -> Described:
         described = Described(f"coldstream_{name}", kind, labels, text)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from streaming.embedded import checkpoints
 from streaming.errors import LogError, LogFull, LogUnavailable
 
 APPLICATION_ID = 0x436F6C64  # "Cold"
@@ -20,11 +21,7 @@ FORMAT = 1
 OFFSET_BITS = 40
 """A record's id is its partition's id and, in the low bits, its offset: one integer key, in the order in which it is read."""
 
-# Measured: with a checkpoint for each 4 MB, SQLite's default, a commit took 2.4 ms on average, with one for each 64 MB 0.9 ms.
-_CHECKPOINT_BYTES = 64 << 20
-_CHECKPOINT_AGAIN_BYTES = 16 << 20
-_CHECKPOINT_PATIENCE_MS = 200
-_PAGE_BYTES = 4096
+_PAGE_BYTES = 8192
 _SQLITE = (3, 37)  # STRICT tables.
 _LONGEST_PAUSE = 0.01
 
@@ -68,8 +65,6 @@ class LogFile:
         self.undone = 0  # Write transactions that were rolled back.
         self._timeout = timeout_ms / 1000
         self._commits = 0
-        self._wal = path.with_name(path.name + "-wal")
-        self._checkpoint_at = _CHECKPOINT_BYTES
         self._changed = threading.Condition(threading.RLock())
         if sqlite3.sqlite_version_info < _SQLITE:
             raise LogUnavailable(
@@ -93,6 +88,7 @@ class LogFile:
             )
         except sqlite3.Error as error:
             raise self._meaning(error) from error
+        self._checkpoints = checkpoints.Checkpoints(self._db, path)
         try:
             self._patiently(self._look if read_only else self._open)
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
@@ -126,7 +122,7 @@ class LogFile:
             raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # Cut to less than this when it begins anew: so its size tells when it is full, and most of it need not be allocated again.
-        db.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_BYTES * 15 // 16}")
+        db.execute(f"PRAGMA journal_size_limit = {checkpoints.BYTES * 15 // 16}")
         db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
         try:
             if not self._is_ours():  # Another process may have made it meanwhile.
@@ -179,7 +175,7 @@ class LogFile:
                     self.undone += 1
                     self._roll_back()
             self._changed.notify_all()
-            self._checkpoint()
+            self._checkpoints.after_commit()
 
     def wait(self, seen: Version, seconds: float) -> bool:
         """Wait until something is committed that ``seen`` does not show, at most so long. Returns whether there is."""
@@ -201,25 +197,8 @@ class LogFile:
     def close(self) -> None:
         """Close the file; readers and writers of it then raise `LogUnavailable`."""
         with self._changed:
+            self._checkpoints.close()
             self._db.close()
-
-    def _checkpoint(self) -> None:
-        """Move what is in the -wal file into the main one, when it has become large, and begin it anew.
-
-        SQLite's own checkpoint begins it anew only if nobody commits meanwhile: with two busy processes the file grew past half a
-        gigabyte. This one makes them wait. What goes wrong here leaves the commit as it is, and is tried again some megabytes later.
-        """
-        with contextlib.suppress(OSError, sqlite3.Error):
-            if (size := self._wal.stat().st_size) < self._checkpoint_at:
-                return
-            self._checkpoint_at = size + _CHECKPOINT_AGAIN_BYTES
-            self._db.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
-            try:
-                (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            finally:
-                self._db.execute("PRAGMA busy_timeout = 0")
-            if not busy:
-                self._checkpoint_at = _CHECKPOINT_BYTES
 
     def _begin_read(self) -> Version:
         if not self._db.in_transaction:
