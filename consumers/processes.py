@@ -94,15 +94,13 @@ class Process:
         self.rate = Rate()
         self._url = ""
         self._rest = b""
-        # What these would say stands in the settings file already, below flags that must win over it.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX) or key == PASSWORD_VARIABLE}
         with path.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "consumers.tied", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment(),
                 start_new_session=True,
             )
         self._log = path.open("rb")
@@ -183,6 +181,11 @@ class Process:
         if not self._log.closed:
             self._read_log()
             self._log.close()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process whose settings stand in a file: what its variables would say is there, below flags that must win."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(PREFIX) or key == PASSWORD_VARIABLE}
 
 
 class Processes:

@@ -11,21 +11,27 @@ import signal
 import sys
 import threading
 import time
-
-from consumers.cli import execute
+from collections.abc import Callable
 
 GRACE_SECONDS = 5.0
 
 
 def main() -> None:
     """Run the command line of this process, tied."""
-    threading.Thread(target=_hold_on, name="tied", daemon=True).start()
+    from consumers.cli import execute
+
+    tie()
     sys.exit(execute())
 
 
-def _hold_on() -> None:
+def tie(told: Callable[[], object] = lambda: None) -> None:
+    """Tie this process; ``told`` is called when whoever started it writes to it."""
+    threading.Thread(target=_hold_on, args=(told,), name="tied", daemon=True).start()
+
+
+def _hold_on(told: Callable[[], object]) -> None:
     while os.read(0, 4096):
-        pass
+        told()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)

@@ -5,16 +5,20 @@ A peer scores an event before it learns it. To add one, write a class with ``sco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from river import optim, reco, stats
 
-from streaming.scored import ScoredRun
+from streaming.scored import Events, ScoredRun
 
 Scale = tuple[float, float]
 """Lowest and highest rating."""
+
+Scores = Mapping[str, NDArray[np.float64]]
+"""Scores of every event, shape (n,), by peer."""
 
 
 class Peer(Protocol):
@@ -82,10 +86,15 @@ def peers(scale: Scale) -> dict[str, Peer]:
     return {"river_biased_mf": RiverBiasedMF(scale), "running_mean": RunningMean(scale)}
 
 
-def prequential_scores(peer: Peer, run: ScoredRun) -> NDArray[np.float64]:
+def peer_scores(events: Events | ScoredRun, scale: Scale) -> dict[str, NDArray[np.float64]]:
+    """What each peer makes of the events."""
+    return {name: prequential_scores(peer, events) for name, peer in peers(scale).items()}
+
+
+def prequential_scores(peer: Peer, events: Events | ScoredRun) -> NDArray[np.float64]:
     """The peer's score of every event, shape (n,), each made before the peer learned from that event or any later one."""
-    scores = np.empty(len(run))
-    for place, (user, item, rating) in enumerate(zip(run.user.tolist(), run.item.tolist(), run.rating.tolist(), strict=True)):
+    scores = np.empty(len(events.rating))
+    for place, (user, item, rating) in enumerate(zip(events.user.tolist(), events.item.tolist(), events.rating.tolist(), strict=True)):
         scores[place] = peer.score(user, item)
         peer.learn(user, item, rating)
     return scores

@@ -17,7 +17,6 @@ import statistics
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from river import metrics
 
 from streaming.scored import ScoredRun
 
@@ -80,14 +79,11 @@ def errors(rating: Floats, score: Floats, user: NDArray[np.int64]) -> Errors:
     n = len(rating)
     if n == 0:
         return Errors(0, None, None, None, None)
-    mae, rmse = metrics.MAE(), metrics.RMSE()  # type: ignore[no-untyped-call]
-    for truth, guess in zip(rating.tolist(), score.tolist(), strict=True):
-        mae.update(truth, guess)
-        rmse.update(truth, guess)
-    mean, root = float(mae.get()), float(rmse.get())  # type: ignore[no-untyped-call]
-    square_se = clustered_se((score - rating) ** 2, user)
+    loss = np.abs(score - rating)
+    mean, root = float(loss.mean()), math.sqrt(float((loss**2).mean()))
+    square_se = clustered_se(loss**2, user)
     root_se = None if square_se is None else square_se / (2 * root) if root > 0 else 0.0
-    return Errors(n, _rounded(mean), _rounded(root), _rounded(clustered_se(np.abs(score - rating), user)), _rounded(root_se))
+    return Errors(n, _rounded(mean), _rounded(root), _rounded(clustered_se(loss, user)), _rounded(root_se))
 
 
 def evaluate(run: ScoredRun, score: Floats, window: int) -> Result:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import msgspec
 import numpy as np
-from markupsafe import Markup
 from rich.table import Table
 
-from streaming import plots
 from streaming.journal import History
 from streaming.log import Log
-from streaming.peers import peers, prequential_scores
 from streaming.prequential import Bin, Errors, Result, coverage, difference, error_by_earlier, evaluate, normal_quantile, running_mae
 from streaming.scored import read_run
 from streaming.validation import Limits
+
+if TYPE_CHECKING:
+    from streaming.peers import Scores
 
 NAMES = {"coldstream": "Coldstream", "river_biased_mf": "river BiasedMF", "running_mean": "running mean"}
 """What a method is called where people read."""
@@ -103,11 +102,13 @@ def build_report(
     limits: Limits | None = None,
     prefix: str = "",
     window: int = 20_000,
+    peers: Scores | None = None,
 ) -> Report:
     """Read the run of a topic ``prefix`` from the log, run the peers over its events, and compare.
 
     ``settings`` are reported as they are (secrets must be gone from them). ``limits`` are the worker's; their rating scale is the
-    peers' scale. ``window`` is the number of events of ``last_window``. Raises as `streaming.scored.read_run` does, and `ValueError` for a
+    peers' scale. ``window`` is the number of events of ``last_window``. ``peers`` are scores that `streaming.peers.peer_scores` made of
+    these events before; they are made anew where events have come since. Raises as `streaming.scored.read_run` does, and `ValueError` for a
     window below 1.
     """
     if window < 1:
@@ -115,7 +116,12 @@ def build_report(
     limits = limits if limits is not None else Limits()
     scale = (limits.rating_min, limits.rating_max)
     run = read_run(log, limits, prefix)
-    scores = {"coldstream": run.score} | {name: prequential_scores(peer, run) for name, peer in peers(scale).items()}
+    if peers is None or any(len(score) != len(run) for score in peers.values()):
+        # Only who needs the peers loads river.
+        from streaming.peers import peer_scores
+
+        peers = peer_scores(run, scale)
+    scores = {"coldstream": run.score} | dict(peers)
     results = {name: evaluate(run, score, window) for name, score in scores.items()}
     results["coldstream"] = msgspec.structs.replace(results["coldstream"], coverage_80=coverage(run))
     for name in scores.keys() - {"coldstream"}:
@@ -179,6 +185,12 @@ def write_report(report: Report, folder: Path | str) -> None:
 
 def render_html(report: Report) -> str:
     """The page of a report. The same report gives the same page."""
+    # Only who draws loads what draws: the table on the terminal needs none of it.
+    import jinja2
+    from markupsafe import Markup
+
+    from streaming import plots
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("streaming"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

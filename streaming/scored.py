@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgpack
 import msgspec
@@ -66,6 +67,14 @@ class ScoredRun:
 
     def __len__(self) -> int:
         return len(self.rating)
+
+
+class Events(NamedTuple):
+    """What a run's events say, in the order of evaluation, each of shape (n,). ``user`` and ``item`` stand for ids."""
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    rating: NDArray[np.float64]
 
 
 class _ScoreFields(msgspec.Struct):
@@ -141,6 +150,16 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
     dead_letters = sum(1 for _ in records(log, f"{prefix}dead-letters"))
     events = _read_events(log, topic, limits, users, items)
     return _join(topic, events, scores, users.texts, items.texts, dead_letters)
+
+
+def read_events(log: Log, limits: Limits, prefix: str = "") -> Events:
+    """Read ``interactions`` alone, up to where it ends now. Raises as `read_run` does."""
+    events = _read_events(log, f"{prefix}interactions", limits, _Ids(), _Ids())
+    partition = np.asarray(events.partition, np.int64)
+    by_offset = np.lexsort((np.asarray(events.offset, np.int64), partition))
+    order = by_offset[_evaluation_order(partition[by_offset], np.asarray(events.timestamp, np.int64)[by_offset])]
+    user, item, rating = np.asarray(events.user, np.int64), np.asarray(events.item, np.int64), np.asarray(events.rating, np.float64)
+    return Events(user[order], item[order], rating[order])
 
 
 def records(log: Log, topic: str) -> Iterator[Record]:

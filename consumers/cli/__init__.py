@@ -6,7 +6,7 @@ Here is the one place where an error becomes a message and an exit code (`consum
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -77,12 +77,17 @@ app.add_typer(model.app)
 def execute(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code. Errors are told on standard error, in one line each."""
     given = Given()
+    return explained(lambda: app(args=None if arguments is None else list(arguments), prog_name="coldstream", obj=given), given)
+
+
+def explained(work: Callable[[], object], given: Given | None = None) -> int:
+    """Do all the work of this process and return its exit code. Errors are told on standard error, in one line each."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="coldstream", obj=given)
+        work()
     except SystemExit as end:  # typer's way to finish
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost place: whatever it is, a person is told and a code returned
-        return _explain(error, verbose=given.verbose)
+        return _explain(error, verbose=given is not None and given.verbose)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,18 +75,32 @@ def command(
     if live:
         _live(loaded, data, out, workers or WORKERS, events)
         return
-    settings = loaded.settings
-    if begin(settings, out):
+    if begin(loaded.settings, out):
         typer.echo(f"going on with the run in {out}")
-    from consumers.demo import demo
+    _in_lockstep(loaded, data, out, events)
+
+
+def _in_lockstep(loaded: Loaded, data: Path, out: Path, events: int | None) -> None:
+    """The demo in lockstep, with a process beside it where there is a core for that. One that ended too early gives its exit code."""
+    from consumers.demo_beside import Beside, BesideEnded
     from consumers.progress import StepBar
     from consumers.stop import Stop
 
-    with Stop() as stop, StepBar(console()) as bar:
-        report = demo(settings, data, out, stop, events=events, on_step=bar.step)
-        if report is None:
-            stop.unfinished()
-            return
+    try:
+        with ExitStack() as stack:
+            stop = stack.enter_context(Stop())
+            beside = stack.enter_context(Beside(loaded, data, out)) if loaded.settings.cores() > 1 else None
+            # Only now: it loads torch, and the process beside is at work meanwhile.
+            from consumers.demo import demo
+
+            bar = stack.enter_context(StepBar(console()))
+            report = demo(loaded.settings, data, out, stop, events=events, beside=beside, on_step=bar.step)
+            if report is None:
+                stop.unfinished()
+                return
+    except BesideEnded as error:
+        typer.echo(f"coldstream: {error}", err=True)
+        raise typer.Exit(max(1, error.code)) from None
     _show(report, out)
 
 

@@ -1,0 +1,175 @@
+"""What of the demo needs no model: filling the topics, what the peers make of the events, the report.
+
+Where there is a core to spare, a process of its own does it (`Beside`): the topics are filled while this one loads torch, the peers learn
+while events are scored. What comes of it is the same.
+"""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import typer
+
+from consumers.demo_files import COLUMNS, Files, require_data
+from consumers.inspection import as_toml, effective, public
+from consumers.opening import connect, topics_of
+from consumers.processes import STOP_SECONDS, environment
+from consumers.replayer import replay
+from consumers.stop import Stop
+from consumers.tied import tie
+from streaming.errors import StreamError
+from streaming.journal import read_journal
+from streaming.report import build_report, read_report, write_report
+from streaming.sources import interaction_source, profile_source
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from consumers.layers import Loaded
+    from consumers.settings import Settings
+    from streaming.log import Log
+    from streaming.peers import Scores
+    from streaming.report import Report
+    from streaming.sources import Source
+
+LOOK_SECONDS = 0.05
+
+
+def fill(log: Log, settings: Settings, data: Path, stop: Stop) -> None:
+    """Fill users, items and interactions, the last in order of time. What an earlier run sent is not sent again."""
+    limits, topics = settings.event_limits(), topics_of(settings)
+    log.create(topics.values())
+    sources: dict[str, Source] = {
+        "users": profile_source(data / "ml-100k.user", id_column="user_id", limits=limits),
+        "items": profile_source(data / "ml-100k.item", id_column="item_id", limits=limits),
+        "interactions": interaction_source(data / "ml-100k.inter", columns=COLUMNS, timestamps="s", limits=limits),
+    }
+    for into, source in sources.items():
+        result = replay(
+            log,
+            source,
+            topics,
+            into=into,  # type: ignore[arg-type]  # the keys above are the topics
+            group=settings.group_id,
+            batch=5000,
+            sort_by_time=source.timed,
+            stop=stop.__bool__,
+        )
+        if not result.done:
+            stop.unfinished()
+
+
+def report_on(log: Log, settings: Settings, out: Path, peers: Scores | None = None) -> Report:
+    """Report on the run whose journal is in ``out``, and leave the report there. ``peers`` are what the peers made of its events."""
+    report = build_report(
+        log,
+        public(settings),
+        read_journal(Files.under(out).journal),
+        limits=settings.event_limits(),
+        prefix=settings.topic_prefix,
+        peers=peers,
+    )
+    write_report(report, out)
+    return report
+
+
+class BesideEnded(StreamError):
+    """The process beside has ended before its work was done, and has said why. ``code`` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the process beside ended with exit code {code}")
+        self.code = code
+
+
+class Beside:
+    """The process beside, started at once, which ends with this one however that ends. A context manager; leaving it ends the process.
+
+    Raises `SourceError` where the data is not there.
+    """
+
+    def __init__(self, loaded: Loaded, data: Path, out: Path) -> None:
+        require_data(data)
+        self._out = out
+        config = out / "settings.toml"
+        config.write_text(as_toml(effective(loaded)), encoding="utf-8")
+        # In a session of its own: Ctrl-C on the terminal is for this process, which then stops it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "consumers.demo_beside", str(config), str(data), str(out)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+
+    def filled(self, stop: Stop) -> None:
+        """Wait until the topics are filled. Raises `Interrupted` if stopped before, `BesideEnded`."""
+        self._wait(stop)
+        stop.unfinished()
+
+    def report(self, stop: Stop) -> Report | None:
+        """Have it report on the run, whose log and journal are closed; None if stopped before it is done. Raises `BesideEnded`."""
+        assert self._process.stdin is not None  # noqa: S101 - it was made with one
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        self._wait(stop)
+        return None if stop else read_report(Files.under(self._out).report)
+
+    def _wait(self, stop: Stop) -> None:
+        """Wait for its next line."""
+        assert self._process.stdout is not None  # noqa: S101 - it was made with one
+        while not stop:
+            if select.select([self._process.stdout], [], [], LOOK_SECONDS)[0]:
+                if not self._process.stdout.readline():
+                    raise BesideEnded(self._process.wait())
+                return
+
+    def close(self) -> None:
+        """Ask it to stop, and end it where that takes too long. Closing twice does nothing."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None  # noqa: S101 - it was made with both
+            pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def main(config: Path, data: Path, out: Path) -> None:
+    """Be the process beside: fill, say so in a line, learn what the peers make of it, and report once a line asks for it."""
+    from consumers.layers import load
+    from streaming.peers import peer_scores
+    from streaming.scored import read_events
+
+    asked = threading.Event()
+    tie(asked.set)
+    settings = load(config, [], {}).settings
+    with connect(settings, create=True) as log:
+        # Beyond this nothing is lost if a signal ends it at once.
+        with Stop() as stop:
+            fill(log, settings, data, stop)
+        typer.echo("filled")
+        limits = settings.event_limits()
+        peers = peer_scores(read_events(log, limits, settings.topic_prefix), (limits.rating_min, limits.rating_max))
+        asked.wait()
+        report_on(log, settings, out, peers)
+    typer.echo("reported")
+
+
+if __name__ == "__main__":
+    from consumers.cli import explained
+
+    sys.exit(explained(lambda: main(*map(Path, sys.argv[1:]))))
