@@ -6,16 +6,18 @@ Users are made up, of the demo's features, and rate items drawn by a power law; 
 
     make bench
     .venv/bin/python -m benchmarks.adaptation --seconds 20
+    .venv/bin/python -m benchmarks.adaptation --catalogue 10000000
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -90,12 +92,17 @@ def model(*, plain: bool, size: int = 0, steps: int = 0, items: int = ITEMS) -> 
     """The model of a preset with the demo's features and profiles for everybody."""
     schema = FeatureSchema(**tomllib.loads(DEMO.read_text())["schema"])
     over = PRESETS["paper"]["model"] | {"embedding_size": size, "inner_steps": steps} if size else {}
+    # Room for what the features' values take beside the ids.
+    over |= {"max_rows": items + 1000, "max_profiles": items + 1000} if items > CATALOGUE else {}
     made, rng = Mamo(ModelSettings(**over), schema, (1.0, 5.0)), np.random.default_rng(1)
     made.plain = plain
     genres = [f"genre{number}" for number in range(18)]
+    profiles: list[dict[str, Any]] = []
     for item in range(items):
-        classes = [str(genre) for genre in rng.choice(genres, rng.integers(1, 4), replace=False)]
-        made.items.set(f"i{item}", {"class": classes, "release_year": float(rng.integers(1930, 1999))})
+        if item < CATALOGUE:
+            classes = [str(genre) for genre in rng.choice(genres, rng.integers(1, 4), replace=False)]
+            profiles.append({"class": classes, "release_year": float(rng.integers(1930, 1999))})
+        made.items.set(f"i{item}", profiles[item % CATALOGUE])
     for user in range(max(work.users for work in WORKS)):
         job = f"job{rng.integers(21)}"
         made.users.set(f"u{user}", {"age": float(rng.integers(15, 70)), "gender": "FM"[rng.integers(2)], "occupation": job})
@@ -143,13 +150,13 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     }
 
 
-def best(size: int, seconds: float) -> list[dict[str, Any]]:
-    """The best of a catalogue for adapted users: one user, and 64 together; ``size`` as in `Work`."""
+def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> list[dict[str, Any]]:
+    """The best of a catalogue for adapted users: one user, and 64 together; ``size`` as in `Work`, resident memory in bytes."""
     torch.set_num_threads(1)
     work = Work("", 64, 15 if size else 50, 0, learning=False)
-    of = model(plain=False, size=size, steps=3, items=CATALOGUE)
-    of.item_table.admit([f"id=i{item}" for item in range(CATALOGUE)])
-    of.item_table.values += torch.from_numpy(0.2 * np.random.default_rng(2).standard_normal(tuple(of.item_table.values.shape))).float()
+    of = model(plain=False, size=size, steps=3, items=catalogue)
+    drawn = 0.2 * np.random.default_rng(2).standard_normal((catalogue, of.item_table.width), np.float32)
+    of.item_table.assign([f"id=i{item}" for item in range(catalogue)], torch.from_numpy(drawn))
     asked, items, runs = tasks(work, np.random.default_rng(0)), Catalogue(of), list[dict[str, Any]]()
     wanted = BEST + work.support
 
@@ -166,11 +173,33 @@ def best(size: int, seconds: float) -> list[dict[str, Any]]:
         }
         if users == 1:
             ways["after a new version"] = after_a_version
-        ways["bare products"] = products_of(of, size, users)
-        took = timed(ways, seconds, least=5)
-        name = f"{'paper, d_e ' + str(size) if size else 'default'}: best {BEST} of {CATALOGUE:,}, {users} user{'s' if users > 1 else ''}"
-        runs.append({"kind": "catalogue", "name": name, "users": users, "threads": 1, "size": size, "seconds": took})
+        if catalogue == CATALOGUE:
+            ways["bare products"] = products_of(of, size, users)
+        before = resident()
+        # Where users are taken one by one, each takes seconds; the case of one user has warmed up for the others.
+        took = once_each(ways) if users > 1 and catalogue != CATALOGUE else timed(ways, seconds, least=5 if catalogue == CATALOGUE else 1)
+        name = f"{'paper, d_e ' + str(size) if size else 'default'}: best {BEST} of {catalogue:,}, {users} user{'s' if users > 1 else ''}"
+        memory = {"before": before, "peak": resident("VmHWM")}
+        runs.append({"kind": "catalogue", "name": name, "users": users, "threads": 1, "size": size, "seconds": took, "resident": memory})
     return runs
+
+
+def once_each(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of one call of each."""
+    took = dict[str, list[float]]()
+    for name, call in ways.items():
+        began = time.perf_counter()
+        call()
+        took[name] = [time.perf_counter() - began]
+    return took
+
+
+def resident(which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
+    """Bytes resident now, from where on the peak, ``VmHWM``, is counted anew."""
+    if which == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(which))
 
 
 def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
@@ -196,8 +225,15 @@ def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
 def main(
     seconds: Annotated[float, typer.Option(help="For each work.", min=1)] = 20.0,
     results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form, shown and not kept.", min=1)] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""
+    if catalogue is not None:
+        for run in best(0, 1.0, catalogue):
+            shown = ", ".join(f"{name} {1e3 * float(np.median(took)) / run['users']:,.1f}" for name, took in run["seconds"].items())
+            memory = ", ".join(f"{moment} {size / 1e6:,.0f}" for moment, size in run["resident"].items())
+            console.print(f"{run['name']}: ms a user: {shown}; resident MB: {memory}", highlight=False)
+        return
     table = Table("", "threads", "engine users/s", "spread", "times as long as the engine", title="Adaptation")
     runs = []
     for work in WORKS:

@@ -164,6 +164,8 @@ def main(config: Path, data: Path, out: Path) -> None:
         typer.echo("filled")
         limits = settings.event_limits()
         peers = peer_scores(read_events(log, limits, settings.topic_prefix), (limits.rating_min, limits.rating_max))
+        from streaming import plots  # noqa: F401  loaded while there is time
+
         asked.wait()
         report_on(log, settings, out, peers)
     typer.echo("reported")
