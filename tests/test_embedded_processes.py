@@ -160,6 +160,20 @@ def test_the_write_ahead_file_stays_bounded_and_one_who_reads_for_long_does_not_
         assert len(read_all(log, "t")) == 90
 
 
+def test_without_room_for_a_thread_what_is_written_ahead_stays_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("streaming.embedded.checkpoints.BYTES", 1_000_000)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with EmbeddedLog(tmp_path / "log.db") as log:
+        log.create([Topic("t")])
+        for _ in range(40):
+            log.append([Message("t", None, b"x" * 100_000)])
+            assert (tmp_path / "log.db-wal").stat().st_size < 1_200_000
+        assert len(read_all(log, "t")) == 40
+
+
 # --- a full disk
 
 

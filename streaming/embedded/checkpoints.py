@@ -39,9 +39,11 @@ class Checkpoints:
                 return
             if self._copying is None:
                 # Not a daemon: as the process ends, an interpreter that is gone must not be returned to.
-                self._copying = threading.Thread(target=self._copy, name="checkpoint")
-                self._copying.start()
-            if self._copying.is_alive() and size < _MOST * BYTES:
+                copying = threading.Thread(target=self._copy, name="checkpoint")
+                with contextlib.suppress(RuntimeError):  # No room for a thread: then all is copied while others wait.
+                    copying.start()
+                    self._copying = copying
+            if self._copying is not None and self._copying.is_alive() and size < _MOST * BYTES:
                 return
             self.close()
             self._at = size + _AGAIN_BYTES
@@ -54,7 +56,8 @@ class Checkpoints:
                 self._at = BYTES
 
     def _copy(self) -> None:
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as db:
+        place = f"{self._path.absolute().as_uri()}?mode=rw"  # A file that was taken away meanwhile is not to be made.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(place, uri=True, isolation_level=None)) as db:
             # What was committed during the first pass is left to the second; what comes during that is little.
             for _ in range(2):
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
