@@ -177,7 +177,7 @@ class KafkaLog(Log):
                 raise LogError(f"a message without a key for {topic.name}, which is compacted by key")
             if message.key is None and message.value is None:
                 raise LogError(f"a message for {topic.name} with neither key nor value, which the client does not send")
-            found.append(message._replace(partition=partition))
+            found.append(message if message.partition == partition else message._replace(partition=partition))
         return found
 
     def bounds(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Bounds]:
