@@ -176,7 +176,7 @@ def run(case: Case) -> Result:
         Load(broker, "fill", "--count", count if filled else 0, "--turns", -(-count // 100_000)).result()
         started = quixstreams(case, broker, folder) if case.system == "quixstreams" else coldstream(case, broker, folder)
         if filled:
-            load = Load(broker, "drain", "--partitions", case.partitions, "--count", count, "--seconds", 6 * case.seconds)
+            load = Load(broker, "drain", "--partitions", case.partitions, "--count", count, "--seconds", 60 + 6 * case.seconds)
             load.ready()
             processes = stack.enter_context(started)
         else:
