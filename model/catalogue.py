@@ -125,7 +125,7 @@ class Catalogue:
 
     def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
-        _, stepped, _ = steps.solve(model, collate([tasks], model.users, model.items, model.dtype), learning=False)
+        _, stepped = steps.in_factors(model, collate([tasks], model.users, model.items, model.dtype), learning=False)
         ways = [
             (number, Scorer(part.networks, part.query.user[-1], place))
             for part in stepped.parts

@@ -16,7 +16,20 @@ def compiled(function: Loops) -> Loops:
     Where neither can be written, as in a container whose files are read-only, each process compiles for itself, for some seconds.
     Sums keep their order (``contract`` only joins a product and a sum), so that the same input gives the same bits.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    return _compiled(function, _nrt=True)
+
+
+def borrowing(function: Loops) -> Loops:
+    """As `compiled`, for a function that makes no array, and calls none that does.
+
+    Whoever calls it holds all arrays meanwhile, and so nothing counts who does: each slice would cost two counts, as much as adding up the
+    rows of a small one.
+    """
+    return _compiled(function, _nrt=False)
+
+
+def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options of Numba's
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | more
     try:
         return cast("Loops", njit(cache=True, **options)(function))
     except RuntimeError:  # No place to keep it.

@@ -1,9 +1,9 @@
-"""The adaptation engine for gradient steps (Eq. 11): all tasks of a batch at once, with derivatives taken by hand.
+"""The adaptation engine for gradient steps (Eq. 11), with derivatives taken by hand.
 
-`Mamo.forward` with `model.adaptation.gradient_steps` is the specification, and what tests hold this against. Where the work goes away is
+`Mamo.forward` with `model.adaptation.gradient_steps` is the specification, and what tests hold this against. There are two ways. Where all
+layers are adapted and meta-gradients are of first order, compiled loops take one task at a time (`model.ownsteps`, whose `serves` is the
+rule). Everything else takes all tasks at once, in tensors that autograd can go back through in second order: where the work goes away is
 told in `model.fastweights`; besides, supports of like length go together, so that little is padded.
-
-Meta-gradients are by hand in first order. In second order autograd goes through these same steps.
 
 Shapes as in `model.mamo` and `model.tasks`: B tasks in G groups, of U users, n interactions of a support, q of a query.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
+from model import ownsteps
 from model.engine import Gradients, numbers
 from model.fastweights import Blended, Fast, Networks, Pair, Passed, Pulled, layers
 from model.mamo import Leaves, Mamo, Prediction
@@ -41,6 +42,8 @@ class Stepped(NamedTuple):
     parts: list[Part]
     order: Tensor  # (B,), where each task stands among those of the parts, one part after the other
     leaves: Leaves | None
+    own: ownsteps.Own | None = None
+    """Where tasks were adapted one by one; then there are no parts."""
 
 
 def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Stepped, Batch]:
@@ -48,14 +51,20 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Ste
 
     Returns the batch as well, whose row numbers point into the leaves of a result that autograd differentiates.
     """
-    leaves = None
+    if ownsteps.serves(model):
+        prediction, own = ownsteps.solve(model, batch, learning=learning)
+        return prediction, Stepped([], batch.user_of.new_empty(0), None, own), batch
     if learning and model.settings.order == "second":
         leaves, batch = model.leaves(batch, requires_grad=True)
         prediction, stepped = _solve(model, batch, leaves.phi, leaves.user_values, leaves.item_values, learning=True)
         return prediction, stepped._replace(leaves=leaves), batch
-    with torch.no_grad():
-        values = model.user_table.values, model.item_table.values
-        return *_solve(model, batch, model.phi, *values, learning=learning), batch
+    return *in_factors(model, batch, learning=learning), batch
+
+
+@torch.no_grad()
+def in_factors(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Stepped]:
+    """As `solve`, all tasks at once whatever the settings: what is found holds their adapted networks."""
+    return _solve(model, batch, model.phi, model.user_table.values, model.item_table.values, learning=learning)
 
 
 def _solve(
@@ -132,6 +141,8 @@ def alike(lengths: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def pull(stepped: Stepped, at_score: Tensor) -> Pulled:
     """From the gradient at the scores (B, q) of all tasks back through their queries, at the adapted parameters, in order of tasks."""
+    if stepped.own is not None:
+        return ownsteps.pull(stepped.own, at_score)
     parts = [part.networks.pull(part.query, at_score[part.tasks], whole=True) for part in stepped.parts]
     if len(parts) == 1:
         return parts[0]

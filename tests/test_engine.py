@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model import engine, steps
+from model import engine, ownsteps, steps
 from model.adaptation import gradient_steps
 from model.mamo import Mamo
 from model.memory import Writes, compose
@@ -60,6 +60,25 @@ STEPS = st.fixed_dictionaries(
         "centred": st.booleans(),
     }
 )
+
+OWN = st.fixed_dictionaries(
+    {
+        "embedding_size": st.sampled_from([1, 2, 5, 12, 17]),
+        "layers": st.integers(1, 4),
+        "rating_layers": st.integers(2, 4),
+        "local": st.just("all"),
+        "inner_steps": st.integers(1, 4),
+        "order": st.just("first"),
+        "inner_rate": st.just(0.002),  # At more, four layers of positive outputs run away from each other, and take all digits with them.
+    }
+)
+
+
+@st.composite
+def own(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings that steps task by task serve."""
+    drawn: dict[str, Any] = draw(STEPS) | draw(OWN)
+    return drawn
 
 
 def both_ways(dtype: torch.dtype = torch.float64, **over: Any) -> tuple[Mamo, Mamo]:  # noqa: ANN401  whatever ModelSettings takes
@@ -154,9 +173,51 @@ def test_gradient_steps_in_single_precision(groups: list[list[Task]], over: dict
     compare(*both_ways(torch.float32, **over), groups, 1e-4)
 
 
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=own())
+def test_steps_task_by_task_are_those_of_autograd(groups: list[list[Task]], over: dict[str, Any]) -> None:
+    fast, plain = both_ways(**over)
+    assert ownsteps.serves(fast)
+    compare(fast, plain, groups, 1e-9)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=GROUPS, over=own())
+def test_steps_task_by_task_in_single_precision(groups: list[list[Task]], over: dict[str, Any]) -> None:
+    compare(*both_ways(torch.float32, **over), groups, 1e-4)
+
+
+def test_one_thread_and_two_find_the_same_bits() -> None:
+    model = small_model(dtype=torch.float32, **PAPER | {"embedding_size": 12})
+    rng = np.random.default_rng(1)
+    many = []
+    for number in range(60):
+        rated = rng.choice(NAMES, rng.integers(0, 20)).tolist()
+        many.append(Task(f"u{number % 50}", rated, rng.integers(1, 6, len(rated)).astype(float).tolist(), ["i1", "i2"], [3.0, 4.0]))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            adapted, gradients, writes = taught(model, [many])
+        finally:
+            torch.set_num_threads(1)
+        assert writes is not None
+        found.append([adapted[0].prediction.score, gradients[0].vector, *writes.tensors().values()])
+    for other in found[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
+
+
+def test_steps_task_by_task_serve_first_order_where_all_layers_are_adapted() -> None:
+    served = {"local": "all", "order": "first", "inner_steps": 3}
+    assert ownsteps.serves(small_model(**PAPER | served))
+    assert ownsteps.serves(small_model(**PAPER | served | {"memory": "off"}))
+    for over in ({"local": "decision"}, {"order": "second"}, {"inner_steps": 0}, {"memory": "off", "rating_layers": 1}):
+        assert not ownsteps.serves(small_model(**PAPER | served | over))
+
+
 @pytest.mark.parametrize("local", ["all", "decision"])
-def test_every_adapted_parameter_is_that_of_autograd(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, plain = both_ways(local=local, embedding_size=12, inner_clip=0.3)
+def test_every_parameter_adapted_in_factors_is_that_of_autograd(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, plain = both_ways(local=local, embedding_size=12, inner_clip=0.3, order="second")
     kept: dict[str, torch.Tensor] = {}
 
     def remember(*given: Any, **named: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  whatever gradient_steps takes
@@ -177,8 +238,9 @@ def test_every_adapted_parameter_is_that_of_autograd(local: str, monkeypatch: py
     for side, layers in sides.items():
         for number, layer in enumerate(layers):
             weight, bias = layer.dense()
-            agree(weight, kept[f"{side}.{number}.weight"].detach(), 1e-12, f"{side}.{number}.weight")
-            agree(bias, kept[f"{side}.{number}.bias"].detach(), 1e-12, f"{side}.{number}.bias")
+            assert bias is not None
+            agree(weight.detach(), kept[f"{side}.{number}.weight"].detach(), 1e-12, f"{side}.{number}.weight")
+            agree(bias.detach(), kept[f"{side}.{number}.bias"].detach(), 1e-12, f"{side}.{number}.bias")
 
 
 def test_supports_of_like_length_go_together_where_that_saves_more_than_it_costs() -> None:

@@ -1,0 +1,235 @@
+"""Gradient steps task by task: what the loops of `model.stepkernels` are given, and what is made of what they find.
+
+They serve where derivatives by hand are enough and every layer between an item's first and its last is d_e by d_e: see `serves`. Shapes
+as in `model.steps`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import stepkernels
+from model.fastweights import Pair, Pulled
+from model.mamo import Mamo, Prediction
+from model.rowkernels import RELU, SOFTPLUS, TANH
+from model.stepkernels import BLOCK, Found, Given, Layers, Room
+from model.tasks import Batch
+
+if TYPE_CHECKING:
+    from model.kernels import Floats
+
+CODES = {"relu": RELU, "tanh": TANH, "softplus": SOFTPLUS}
+
+SHARES = 4
+"""Slices of the tasks for each thread: a thread whose core is taken by somebody else meanwhile keeps nobody waiting for long."""
+
+
+class Own(NamedTuple):
+    """What gradients go back through: what tasks were adapted from, and what was found."""
+
+    model: Mamo
+    layers: Layers
+    given: Given
+    found: Found
+
+
+def serves(model: Mamo) -> bool:
+    """Whether the loops do this model's steps.
+
+    All layers take them, nothing goes back through them by autograd, and what joins e_u and e_i is d_e by d_e: M_uI, or the first of
+    several rating layers.
+    """
+    settings = model.settings
+    steps = settings.local == "all" and settings.inner_steps > 0 and settings.order == "first"
+    return steps and (settings.task_memory or settings.rating_layers > 1)
+
+
+@np.errstate(all="ignore")
+def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own]:
+    """Adapt every task to its support and score its query, as `Mamo.forward` does."""
+    settings, memory, phi = model.settings, model.memory, model.arrays()
+    p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
+    p_i, _ = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
+    attended = memory.attention(torch.from_numpy(p_u), settings.temperature, centred=settings.centred)
+    attention, item_of = attended.numpy(), batch.item_of.numpy()
+    of_user = p_u @ phi["user.0.weight"] + phi["user.0.bias"]
+    if settings.feature_memory:
+        width = phi["user.0.weight"].size
+        of_user -= settings.tau * (attention @ memory.gradient.numpy()[:, width : width + settings.embedding_size])
+    layers = start(model, phi)
+    given = Given(
+        attention=attention,
+        p_u=p_u,
+        of_user=of_user,
+        p_i=p_i,
+        of_item=p_i @ phi["item.0.weight"] + phi["item.0.bias"],
+        items=item_of[batch.support.items.numpy()],
+        ratings=batch.support.ratings.numpy(),
+        starts=batch.support.bounds.numpy(),
+        user_of=batch.user_of.numpy(),
+        query_items=item_of[batch.query_items.numpy()],
+        queries=batch.query_mask.numpy().sum(1).astype(np.int64),
+        steps=settings.inner_steps,
+        rate=settings.inner_rate,
+        clip=settings.inner_clip,
+        learning=learning,
+    )
+    (count, most), d, kept = batch.query_items.shape, settings.embedding_size, len(batch.user_of) if learning else 0
+    found = Found(
+        score=np.zeros((count, most), p_u.dtype),
+        into=np.zeros((kept, len(layers.weights) + 1, most, d), p_u.dtype),
+        at=np.zeros((kept, len(layers.weights) + 2, most, d), p_u.dtype),
+        at_p_i=np.zeros((kept, most, p_i.shape[1]), p_u.dtype),
+        user_learned=np.zeros((kept, d), p_u.dtype),
+        mixing=np.empty((kept, 2, d, d), p_u.dtype),
+    )
+    share_out(layers, given, found)
+    mixing = adapted = None
+    if learning and settings.task_memory:
+        mixing = (attended @ memory.mixing.flatten(1)).view(-1, *memory.mixing.shape[1:])
+        adapted = torch.from_numpy(found.mixing).flatten(1, 2).mT
+    prediction = Prediction(torch.from_numpy(found.score), None, attended, torch.from_numpy(p_u), [], adapted, mixing, None, None)
+    return prediction, Own(model, layers, given, found)
+
+
+def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
+    """The networks before adaptation: what all tasks share, and what the memories' rows add to it (Eq. 7, 9)."""
+    settings, memory = model.settings, model.memory
+    d, depth, dtype = settings.embedding_size, settings.layers, model.vector.numpy().dtype
+    above = range(1, depth)
+    rating = [f"rating.{layer}" for layer in range(settings.rating_layers)]
+    last = rating.pop()
+    joint, joint_bias = np.zeros((2 * d, d), dtype), np.zeros(d, dtype)
+    if not settings.task_memory:
+        first = rating.pop(0)
+        joint, joint_bias = phi[f"{first}.weight"], phi[f"{first}.bias"]
+    user, rest = [f"user.{layer}" for layer in above], [*(f"item.{layer}" for layer in above), *rating]
+    weights = [*(phi[f"{name}.weight"] for name in user), joint[:d], joint[d:], *(phi[f"{name}.weight"] for name in rest)]
+    nothing = np.zeros(d, dtype)
+    biases = [*(phi[f"{name}.bias"] for name in user), nothing, joint_bias, *(phi[f"{name}.bias"] for name in rest)]
+    biased, follows = np.ones(len(weights), np.bool_), np.zeros(len(weights), np.int64)
+    biased[depth - 1] = False
+    biased[depth] = not settings.task_memory
+    code = CODES[settings.activation]
+    # Neither e_u, nor e_i, nor what M_uI makes of them goes through an activation.
+    follows[: max(0, depth - 2)] = follows[depth + 1 : 2 * depth - 1] = follows[2 * depth :] = code
+    follows[depth] = 0 if settings.task_memory else code
+
+    gradient, rows = memory.gradient.numpy(), len(memory.profile) if settings.memory != "off" else 0
+    blended, blended_biases = np.zeros((rows, depth + 1, d * d), dtype), np.zeros((rows, depth + 1, d), dtype)
+    if settings.feature_memory:
+        end = phi["user.0.weight"].size + d
+        for place in range(depth - 1):
+            begin, end = end, end + d * d + d
+            blended[:, place] = -settings.tau * gradient[:, begin : end - d]
+            blended_biases[:, place] = -settings.tau * gradient[:, end - d : end]
+    if settings.task_memory:
+        blended[:, depth - 1 :] = memory.mixing.mT.reshape(rows, 2, d * d).numpy()
+    return Layers(
+        weights=np.stack(weights),
+        biases=np.stack(biases),
+        biased=biased,
+        follows=follows,
+        user=np.arange(depth),
+        item=np.array([*range(depth + 1, 2 * depth), depth, *range(2 * depth, len(weights))]),
+        joint=depth - 1,
+        first=code if depth > 1 else 0,
+        last=np.append(phi[f"{last}.weight"], phi[f"{last}.bias"]),
+        blended=np.concatenate([blended.reshape(rows, (depth + 1) * d * d), blended_biases.reshape(rows, (depth + 1) * d)], 1),
+        first_blended=gradient if settings.feature_memory else gradient[:0],
+        tau=settings.tau,
+    )
+
+
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads, which stay."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="steps")
+
+
+def share_out(layers: Layers, given: Given, found: Found) -> None:
+    """Have the loops run by as many threads as torch uses. A task's numbers do not depend on who adapts it."""
+    threads, count = torch.get_num_threads(), len(given.user_of)
+    blocks = -(-count // BLOCK)
+    slices = min(blocks, SHARES * threads) if threads > 1 else 1
+    cuts = list(pairwise(min(count, BLOCK * (blocks * cut // slices)) for cut in range(slices + 1)))
+    longest = max(BLOCK, given.query_items.shape[1], int(np.diff(given.starts).max()))
+
+    def run(cut: tuple[int, int]) -> None:
+        stepkernels.adapt(layers, given, found, room_for(layers, given, longest), *cut)
+
+    if slices == 1:
+        run(cuts[0])
+        return
+    for _ in pool(threads).map(run, cuts):
+        pass
+
+
+def room_for(layers: Layers, given: Given, n: int) -> Room:
+    """Room for tasks with ``n`` interactions in support or query at the most."""
+    (count, d, _), d_i, q, dtype = layers.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
+    users, items = len(layers.user) + 1, len(layers.item) + 1
+    shapes = {
+        "own": (BLOCK, layers.blended.shape[1]),
+        "attended": (BLOCK, given.attention.shape[1]),
+        "scaled": (BLOCK, given.p_u.shape[1]),
+        "begun_user": (BLOCK, d),
+        "weights": (count, d, d),
+        "biases": (count, d),
+        "last": (d + 1,),
+        "p_i": (n, d_i),
+        "begun": (n, d),
+        "learned": (1, n, d),
+        "values": (items, n, d),
+        "at": (items, n, d),
+        "slopes": (n,),
+        "user_learned": (1, 1, d),
+        "user_values": (users, 1, d),
+        "at_user": (users, 1, d),
+        "asked_p_i": (q, d_i),
+        "asked": (items, q, d),
+        "at_asked": (items, q, d),
+        "alike": (2, n * max(n, q)),
+        "product": (d, d),
+        "moved": (n, d),
+        "turned": (2, d * max(n, d)),
+    }
+    return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
+
+
+def pull(own: Own, at_score: Tensor) -> Pulled:
+    """From the gradient at the scores (B, q) back through the queries, at the adapted parameters."""
+    model, layers, given = own.model, own.layers, own.given
+    phi, memory, depth, count = model.phi, model.memory, model.settings.layers, len(layers.weights)
+    into, at = torch.from_numpy(own.found.into), torch.from_numpy(own.found.at) * at_score[:, None, :, None]
+    p_u, p_i = (torch.from_numpy(values[of]) for values, of in ((given.p_u, given.user_of), (given.p_i, given.query_items)))
+
+    def of_user(place: int) -> Tensor:
+        return at[:, place].sum(1, keepdim=True)
+
+    def pairs(places: range) -> list[Pair]:
+        return [(into[:, place], at[:, place]) for place in places]
+
+    user = [(p_u[:, None], of_user(count)), *((into[:, place, :1], of_user(place)) for place in range(depth - 1))]
+    at_user, at_item = user[0][1], at[:, count + 1]
+    at_p_u = at_user @ phi["user.0.weight"].T - (at_user @ torch.from_numpy(own.found.user_learned)[..., None]) * p_u[:, None]
+    if model.settings.feature_memory:
+        rows = memory.gradient[:, : phi["user.0.weight"].numel()].view(-1, *phi["user.0.weight"].shape)
+        attention = torch.from_numpy(given.attention[given.user_of])
+        at_p_u -= layers.tau * torch.einsum("bk,kio,bo->bi", attention, rows, at_user[:, 0])[:, None]
+    at_p_i = at_item @ phi["item.0.weight"].T - torch.from_numpy(own.found.at_p_i) * at_score[..., None]
+    return Pulled(
+        rating=[*pairs(range(2 * depth, count)), (into[:, count], at_score[..., None])],
+        joint=[(into[:, depth - 1, :1], of_user(depth - 1)), *pairs(range(depth, depth + 1))],
+        user=user,
+        item=[(p_i, at_item), *pairs(range(depth + 1, 2 * depth))],
+        at_p_u=at_p_u,
+        at_p_i=at_p_i,
+    )

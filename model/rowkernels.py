@@ -1,0 +1,150 @@
+"""Rows through layers of one task, as loops that Numba compiles: the pieces that `model.stepkernels` is made of.
+
+Rows stand in arrays (places, rows, d), a place for what goes into each layer in turn, and in place of a slice such an array and the place
+are given: slices are counted, and between products that take half a microsecond the counting shows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.compiled import borrowing, compiled
+
+if TYPE_CHECKING:
+    from model.kernels import Floats
+
+RELU, TANH, SOFTPLUS = 1, 2, 3
+"""The activations; 0 is none."""
+
+
+@borrowing
+def activate(values: Floats, place: int, n: int, kind: int) -> None:
+    """Bring n rows through an activation."""
+    d, zero = values.shape[2], values.dtype.type(0)
+    if kind == RELU:
+        for r in range(n):
+            for k in range(d):
+                values[place, r, k] = zero if values[place, r, k] < 0 else values[place, r, k]
+    elif kind == TANH:
+        for r in range(n):
+            for k in range(d):
+                values[place, r, k] = math.tanh(values[place, r, k])
+    elif kind == SOFTPLUS:
+        for r in range(n):
+            for k in range(d):
+                x = values[place, r, k]
+                values[place, r, k] = max(x, zero) + math.log1p(math.exp(-abs(x)))
+
+
+@borrowing
+def before(at: Floats, values: Floats, place: int, n: int, kind: int) -> None:
+    """Bring the gradient at n rows back through the activation that made ``values``."""
+    d, zero, one = at.shape[2], at.dtype.type(0), at.dtype.type(1)
+    if kind == RELU:
+        for r in range(n):
+            for k in range(d):
+                at[place, r, k] = zero if values[place, r, k] <= 0 else at[place, r, k]
+    elif kind == TANH:
+        for r in range(n):
+            for k in range(d):
+                at[place, r, k] *= one - values[place, r, k] * values[place, r, k]
+    elif kind == SOFTPLUS:
+        for r in range(n):
+            for k in range(d):
+                at[place, r, k] *= -math.expm1(-values[place, r, k])
+
+
+@compiled
+def multiply(left: Floats, right: Floats, into: Floats) -> None:
+    """The product of two matrices, or of a matrix and a vector, by BLAS. Numba counts what `np.dot` returns."""
+    np.dot(left, right, into)
+
+
+@borrowing
+def copy(values: Floats, into: Floats) -> None:
+    """Copy numbers (n,)."""
+    for k in range(len(into)):
+        into[k] = values[k]
+
+
+@borrowing
+def turn(values: Floats, into: Floats) -> None:
+    """The transpose of values (a, b)."""
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            into[j, i] = values[i, j]
+
+
+@borrowing
+def add(values: Floats, place: int, n: int, row: Floats) -> None:
+    """Add a row (d,) to each of n."""
+    for r in range(n):
+        for k in range(len(row)):
+            values[place, r, k] += row[k]
+
+
+@borrowing
+def take(values: Floats, place: int, n: int, part: Floats) -> None:
+    """Take ``part`` (n, d) from n rows."""
+    for r in range(n):
+        for k in range(part.shape[1]):
+            values[place, r, k] -= part[r, k]
+
+
+@borrowing
+def take_sum(values: Floats, place: int, n: int, into: Floats) -> None:
+    """Take n rows from one (d,)."""
+    for r in range(n):
+        for k in range(len(into)):
+            into[k] -= values[place, r, k]
+
+
+@borrowing
+def lift(likeness: Floats) -> None:
+    """Add 1 to each of likeness (n, r): the bias is the weight of a constant 1."""
+    for i in range(likeness.shape[0]):
+        for j in range(likeness.shape[1]):
+            likeness[i, j] += 1
+
+
+@borrowing
+def descend(weight: Floats, values: Floats, place: int, n: int, at: Floats, product: Floats) -> None:
+    """Take x' at from a weight (d, d), for x at ``place`` of values and at at the next; ``product`` (d, d) is room for the work."""
+    d = len(weight)
+    if n == 1:
+        for i in range(d):
+            by = values[place, 0, i]
+            for j in range(d):
+                weight[i, j] -= by * at[place + 1, 0, j]
+        return
+    multiply(values[place, :n].T, at[place + 1, :n], product)
+    for i in range(d):
+        for j in range(d):
+            weight[i, j] -= product[i, j]
+
+
+@borrowing
+def squared(values: Floats, place: int, n: int, at: Floats, at_place: int, bias: int) -> float:
+    """The squared norm of x' at for n rows x and at, and with a bias that of the sum of at as well."""
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            alike, along = float(bias), 0.0
+            for k in range(values.shape[2]):
+                alike += values[place, i, k] * values[place, j, k]
+            for k in range(at.shape[2]):
+                along += at[at_place, i, k] * at[at_place, j, k]
+            total += alike * along
+    return total
+
+
+@borrowing
+def shrink(values: Floats, n: int, by: float) -> None:
+    """Multiply n rows of each place by a number."""
+    for place in range(len(values)):
+        for r in range(n):
+            for k in range(values.shape[2]):
+                values[place, r, k] *= by
