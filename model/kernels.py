@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import compiled
-from model.lanes import LANES, add, subtract
+from model.lanes import LANES, add, condition, slopes, substitute, through_users
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,19 +69,18 @@ class Found(NamedTuple):
     spread: Floats
     """(C, q, F, LANES), A^-1 x of each query."""
     told: Floats
-    """(C, F, F, LANES), Z' N Z, and (C, F, LANES), Z' N r: what the support tells, of items as all users see them."""
-    told_rating: Floats
+    """(C, F, F, LANES), S = Z' N Z, what the support tells, of items as all users see them."""
+    seen: Floats
+    """(C, 1 + q, F, LANES), first Z' N r of the support, then z of each query."""
     to_user: Floats
     """(C, F, F, LANES), T of each task's user."""
-    asked: Floats
-    """(C, q, F, LANES), z of each query."""
 
     @classmethod
     def of(cls, tasks: int, queries: int, size: int, dtype: np.dtype) -> Found:
         """Room for so many tasks with so many queries each, of F = ``size``; a query that is none scores 0 with variance 1."""
         blocks = -(-tasks // LANES)
-        row, square, each = (blocks, size, LANES), (blocks, size, size, LANES), (blocks, queries, size, LANES)
-        shapes = row, each, square, row, square, each
+        square, shapes = (blocks, size, size, LANES), [(blocks, size, LANES), (blocks, queries, size, LANES)]
+        shapes += [square, (blocks, 1 + queries, size, LANES), square]
         return cls(np.zeros((tasks, queries), dtype), np.ones((tasks, queries), dtype), *(np.zeros(shape, dtype) for shape in shapes))
 
     def mean_of(self, tasks: Numbers) -> Floats:
@@ -108,18 +107,19 @@ def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
 def adapt(given: Given, found: Found) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
     known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
-    score, variance, mean, spread, told, told_rating, of_users, asked_items = found
+    score, variance, mean, spread, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
     rows, weighted, gram = np.empty((longest, width), kind), np.empty((longest, width), kind), np.empty((width, width), kind)
     a, own, inverse = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, LANES), kind)
     # The right-hand sides: t, and each query's features.
-    sides, of_prior = np.empty((1 + most, f, LANES), kind), np.zeros((f, LANES), kind)
+    sides = np.empty((1 + most, f, LANES), kind)
     on_query, squared = np.empty(LANES, kind), np.empty(LANES, kind)
     for block in range(len(mean)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
-        s, z, t, r = told[block], asked_items[block], of_users[block], told_rating[block]
+        s, t, right = told[block], of_users[block], seen[block]
+        sides[:] = 0
         for lane in range(lanes):
             task = begin + lane
             first, count = starts[task], starts[task + 1] - starts[task]
@@ -139,46 +139,17 @@ def adapt(given: Given, found: Found) -> None:
             # With the residual beside z: Z' N Z and Z' N r at once.
             np.dot(weighted[:count].T, rows[:count], gram)
             for i in range(f):
-                r[i, lane] = gram[i, f]
-                of_prior[i, lane] = prior_precision[i] * prior[user, i]
+                right[0, i, lane] = gram[i, f]
+                sides[0, i, lane] = prior_precision[i] * prior[user, i]
                 for j in range(f):
                     s[i, j, lane] = gram[i, j]
                     t[i, j, lane] = to_user[user, i, j]
             for query in range(queries[task]):
                 of_item = known[item_of[query_items[task, query]]]
                 for k in range(f):
-                    z[query, k, lane] = of_item[k]
+                    right[1 + query, k, lane] = of_item[k]
 
-        own[:] = 0
-        a[:] = 0
-        sides[: 1 + asked] = 0
-        for i in range(f):
-            for j in range(f):
-                add(own[i, j], s[i], t[:, j])
-        for i in range(f):
-            for j in range(i, f):
-                add(a[i, j], t[:, i], own[:, j])
-            for lane in range(LANES):
-                a[i, i, lane] += prior_precision[i]
-                sides[0, i, lane] = of_prior[i, lane]
-        for j in range(f):
-            add(sides[0, j], r, t[:, j])
-            for query in range(asked):
-                add(sides[1 + query, j], z[query], t[:, j])
-
-        # A = R' R, and R'^-1 of the right-hand sides on the way.
-        for k in range(f):
-            for j in range(k, f):
-                subtract(a[k, j], a[:k, k], a[:k, j])
-            for lane in range(LANES):
-                inverse[k, lane] = 1 / math.sqrt(a[k, k, lane]) if a[k, k, lane] > 0 else np.nan
-            for j in range(k + 1, f):
-                for lane in range(LANES):
-                    a[k, j, lane] *= inverse[k, lane]
-            for side in range(1 + asked):
-                subtract(sides[side, k], a[:k, k], sides[side, :k])
-                for lane in range(LANES):
-                    sides[side, k, lane] *= inverse[k, lane]
+        condition(s, t, prior_precision, right[: 1 + asked], sides[: 1 + asked], own, a, inverse)
         for query in range(asked):
             on_query[:] = 0
             squared[:] = noise
@@ -188,15 +159,8 @@ def adapt(given: Given, found: Found) -> None:
                 if query < queries[begin + lane]:
                     score[begin + lane, query] = on_query[lane] - known[item_of[query_items[begin + lane, query]], f]
                     variance[begin + lane, query] = squared[lane]
-        # R^-1 of what has come of them.
         for side in range(1 + asked):
-            of_side = mean[block] if side == 0 else spread[block, side - 1]
-            for k in range(f - 1, -1, -1):
-                for lane in range(LANES):
-                    of_side[k, lane] = sides[side, k, lane]
-                subtract(of_side[k], a[k, k + 1 :], of_side[k + 1 :])
-                for lane in range(LANES):
-                    of_side[k, lane] *= inverse[k, lane]
+            substitute(a, inverse, sides[side], mean[block] if side == 0 else spread[block, side - 1])
 
 
 @compiled
@@ -217,17 +181,15 @@ def pull(
     precision, and at minus the exponent of recency.
     """
     known, item_of, items, ratings, starts, decay, user_of, _, prior, prior_precision, query_items, queries, noise = given
-    _, _, mean, spread, told, told_rating, of_users, asked_items = found
+    _, _, mean, spread, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most = len(starts) - 1, query_items.shape[1]
     at_a, through = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
     at_own, matrix = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
-    target, vector, at_precision = np.empty((f, LANES), kind), np.empty((f, LANES), kind), np.empty(LANES, kind)
+    vector, at_precision = np.empty((f, LANES), kind), np.empty(LANES, kind)
     by_score, by_variance = np.empty((most, LANES), kind), np.empty((most, LANES), kind)
-    # Rows of sums over queries, and of one or two things more.
-    left, right = np.empty((most + 2, f, LANES), kind), np.empty((most + 2, f, LANES), kind)
-    features, of_features = np.empty((most + 1, f, LANES), kind), np.empty((f, LANES), kind)
-    seen = np.empty((most + 1, f, LANES), kind)
+    left, right = np.empty((2 + most, f, LANES), kind), np.empty((2 + most, f, LANES), kind)
+    features, at_asked = np.empty((1 + most, f, LANES), kind), np.empty((most, f, LANES), kind)
     longest = len(decay)
     rows, pulled = np.empty((longest, width), kind), np.empty((longest, width), kind)
     form, squares, waited = np.zeros((width, width), kind), np.empty(width, kind), np.empty(longest, kind)
@@ -237,7 +199,6 @@ def pull(
     for block in range(len(mean)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
-        s, t, w, v, r = told[block], of_users[block], mean[block], spread[block], told_rating[block]
         by_score[:] = 0
         by_variance[:] = 0
         for lane in range(lanes):
@@ -245,66 +206,29 @@ def pull(
             for query in range(queries[begin + lane]):
                 by_score[query, lane] = at_score[begin + lane, query]
                 by_variance[query, lane] = at_variance[begin + lane, query]
-        target[:] = 0
+        s, t, w, v, of_items = told[block], of_users[block], mean[block], spread[block, :asked], seen[block, : 1 + asked]
+        slopes(by_score[:asked], by_variance[:asked], w, v, left[: 2 + asked], right[: 2 + asked], features[: 1 + asked], at_a)
+        through_users(s, t, of_items, at_a, features[: 1 + asked], through, matrix, vector, at_own, at_asked[:asked])
         at_precision[:] = 0
-        for k in range(f):
-            add(target[k], by_score[:asked], v[:asked, k])
-            for query in range(asked):
-                for lane in range(LANES):
-                    left[query, k, lane] = by_variance[query, lane] * v[query, k, lane]
-                    right[query, k, lane] = v[query, k, lane]
-                    features[query, k, lane] = by_score[query, lane] * w[k, lane] + two * left[query, k, lane]
-                    seen[query, k, lane] = asked_items[block, query, k, lane]
-            for lane in range(LANES):
-                left[asked, k, lane] = half * target[k, lane]
-                right[asked, k, lane] = w[k, lane]
-                left[asked + 1, k, lane] = half * w[k, lane]
-                right[asked + 1, k, lane] = target[k, lane]
-                features[asked, k, lane] = target[k, lane]
-                seen[asked, k, lane] = r[k, lane]
+        add(at_precision, vector, of_items[0])
+        for i in range(f):
+            add(at_precision, matrix[i], s[i])
         for query in range(asked):
             for lane in range(LANES):
                 at_precision[lane] -= by_variance[query, lane] * noise
-        at_a[:] = 0
-        for i in range(f):
-            for j in range(f):
-                subtract(at_a[i, j], left[: asked + 2, i], right[: asked + 2, j])
-
-        # From here on of items as all users see them: through T.
-        through[:] = 0
-        matrix[:] = 0
-        vector[:] = 0
-        at_own[:] = 0
-        for i in range(f):
-            add(vector[i], t[i], target)
-            for j in range(f):
-                add(through[i, j], t[i], at_a[:, j])
-        for i in range(f):
-            for j in range(f):
-                add(matrix[i, j], through[i], t[j])
-                add(at_own[i, j], s[i], through[:, j])
-                for lane in range(LANES):
-                    at_own[i, j, lane] *= two
-                add(at_own[i, j], seen[: asked + 1, i], features[: asked + 1, j])
-            add(at_precision, matrix[i], s[i])
-        add(at_precision, vector, r)
-        for query in range(asked):
-            of_features[:] = 0
-            for k in range(f):
-                add(of_features[k], t[k], features[query])
             for lane in range(lanes):
                 if query < queries[begin + lane]:
                     into = at_known[query_items[begin + lane, query]]
                     for k in range(f):
-                        into[k] += of_features[k, lane]
+                        into[k] += at_asked[query, k, lane]
                     into[f] -= by_score[query, lane]
 
         for lane in range(lanes):
             task = begin + lane
             user, of = user_of[task], of_group[group_of[task]]
             for i in range(f):
-                of[i] += prior_precision[i] * (at_a[i, i, lane] + target[i, lane] * prior[user, i])
-                at_prior[user, i] += prior_precision[i] * target[i, lane]
+                of[i] += prior_precision[i] * (at_a[i, i, lane] + features[0, i, lane] * prior[user, i])
+                at_prior[user, i] += prior_precision[i] * features[0, i, lane]
                 for j in range(f):
                     at_to_user[user, i, j] += at_own[i, j, lane]
             of[f] += at_precision[lane]

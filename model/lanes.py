@@ -1,4 +1,4 @@
-"""Sums of products for several tasks side by side: in an array whose last axis counts `LANES` tasks, a row is a vector register.
+"""The closed form for several tasks side by side: in an array whose last axis counts `LANES` tasks, a row is a vector register.
 
 The matrices of one task are too small to be worth a call of BLAS each, and Numba makes no registers of such short rows by itself: checking
 that arrays do not overlap costs it more than the work. So the one operation that all is made of is spelled out here for LLVM.
@@ -6,13 +6,17 @@ that arrays do not overlap costs it more than the work. So the one operation tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils as code  # its builders of loops and variables
 from numba.extending import intrinsic
+
+from model.compiled import compiled
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -58,3 +62,118 @@ add = _sum_of_products(lambda builder, total, product: builder.fadd(total, produ
 
 subtract = _sum_of_products(lambda builder, total, product: builder.fsub(total, product, flags=_CONTRACT))
 """Out -= sum_k left[k] right[k], likewise."""
+
+
+@compiled
+def condition(s: Floats, t: Floats, prior_precision: Floats, seen: Floats, sides: Floats, own: Floats, a: Floats, inverse: Floats) -> None:
+    """A = T' S T + Lambda = R' R of `LANES` tasks, and R'^-1 of right-hand sides.
+
+    ``s``, ``t`` and the room ``own`` and ``a`` are (F, F, LANES). Right-hand sides are T' ``seen`` plus what ``sides`` hold, both
+    (m, F, LANES), and are left in ``sides``. R is left above the diagonal of ``a``, one over its diagonal in ``inverse`` (F, LANES).
+    """
+    f = len(s)
+    own[:] = 0
+    a[:] = 0
+    for i in range(f):
+        for j in range(f):
+            add(own[i, j], s[i], t[:, j])
+    for i in range(f):
+        for j in range(i, f):
+            add(a[i, j], t[:, i], own[:, j])
+        for lane in range(LANES):
+            a[i, i, lane] += prior_precision[i]
+    for side in range(len(sides)):
+        for j in range(f):
+            add(sides[side, j], seen[side], t[:, j])
+    for k in range(f):
+        for j in range(k, f):
+            subtract(a[k, j], a[:k, k], a[:k, j])
+        for lane in range(LANES):
+            inverse[k, lane] = 1 / math.sqrt(a[k, k, lane]) if a[k, k, lane] > 0 else np.nan
+        for j in range(k + 1, f):
+            for lane in range(LANES):
+                a[k, j, lane] *= inverse[k, lane]
+        for side in range(len(sides)):
+            subtract(sides[side, k], a[:k, k], sides[side, :k])
+            for lane in range(LANES):
+                sides[side, k, lane] *= inverse[k, lane]
+
+
+@compiled
+def substitute(a: Floats, inverse: Floats, side: Floats, into: Floats) -> None:
+    """R^-1 of a right-hand side (F, LANES), of what `condition` has left."""
+    for k in range(len(side) - 1, -1, -1):
+        for lane in range(LANES):
+            into[k, lane] = side[k, lane]
+        subtract(into[k], a[k, k + 1 :], into[k + 1 :])
+        for lane in range(LANES):
+            into[k, lane] *= inverse[k, lane]
+
+
+@compiled
+def slopes(
+    by_score: Floats, by_variance: Floats, w: Floats, v: Floats, left: Floats, right: Floats, features: Floats, at_a: Floats
+) -> None:
+    """From the gradients at scores and variances (q, LANES) to those at t, at each query's x and at A, of `LANES` tasks.
+
+    ``w`` (F, LANES) and ``v`` (q, F, LANES) are the means and spreads found. Into ``features`` (1 + q, F, LANES), of which t is the first,
+    and ``at_a`` (F, F, LANES), which is symmetric; ``left`` and ``right`` (2 + q, F, LANES) are room for the factors of its sum.
+    """
+    asked, f = len(v), len(w)
+    two, half = w.dtype.type(2), w.dtype.type(0.5)
+    features[0] = 0
+    at_a[:] = 0
+    for k in range(f):
+        add(features[0, k], by_score, v[:, k])
+        for lane in range(LANES):
+            left[asked, k, lane] = half * features[0, k, lane]
+            right[asked, k, lane] = w[k, lane]
+            left[asked + 1, k, lane] = half * w[k, lane]
+            right[asked + 1, k, lane] = features[0, k, lane]
+        for query in range(asked):
+            for lane in range(LANES):
+                left[query, k, lane] = by_variance[query, lane] * v[query, k, lane]
+                right[query, k, lane] = v[query, k, lane]
+                features[1 + query, k, lane] = by_score[query, lane] * w[k, lane] + two * left[query, k, lane]
+    for i in range(f):
+        for j in range(f):
+            subtract(at_a[i, j], left[:, i], right[:, j])
+
+
+@compiled
+def through_users(
+    s: Floats,
+    t: Floats,
+    seen: Floats,
+    at_a: Floats,
+    features: Floats,
+    through: Floats,
+    matrix: Floats,
+    vector: Floats,
+    at_own: Floats,
+    at_asked: Floats,
+) -> None:
+    """From what `slopes` finds, back to items as all users see them and to T, of `LANES` tasks.
+
+    ``matrix`` (F, F, LANES) and ``vector`` (F, LANES) are the gradients at S and at Z' N r, ``at_own`` (F, F, LANES) is that at T, and
+    ``at_asked`` (q, F, LANES) those at z of the queries; ``through`` is room for T at_a.
+    """
+    f, two = len(t), t.dtype.type(2)
+    through[:] = 0
+    matrix[:] = 0
+    vector[:] = 0
+    at_own[:] = 0
+    at_asked[:] = 0
+    for i in range(f):
+        add(vector[i], t[i], features[0])
+        for query in range(len(at_asked)):
+            add(at_asked[query, i], t[i], features[1 + query])
+        for j in range(f):
+            add(through[i, j], t[i], at_a[j])
+    for i in range(f):
+        for j in range(f):
+            add(matrix[i, j], through[i], t[j])
+            add(at_own[i, j], s[i], through[:, j])
+            for lane in range(LANES):
+                at_own[i, j, lane] *= two
+            add(at_own[i, j], seen[:, i], features[:, j])
