@@ -38,9 +38,10 @@ def demo(
     require_data(data)
     with System(settings) as system:
         if beside is None:
-            fill(system.log, settings, data, stop)
+            fill(system.log, settings, data, stop.__bool__)
         else:
             beside.filled(stop)
+        stop.unfinished()
         with Journal(Files.under(out).journal) as journal:
             lockstep.run(system, stop, until_end=True, limit=events, journal=journal, on_step=on_step)
         if stop:

@@ -20,7 +20,6 @@ from consumers.inspection import as_toml, effective, public
 from consumers.opening import connect, topics_of
 from consumers.processes import STOP_SECONDS, environment
 from consumers.replayer import replay
-from consumers.stop import Stop
 from consumers.tied import tie
 from streaming.errors import StreamError
 from streaming.journal import read_journal
@@ -28,10 +27,12 @@ from streaming.report import build_report, read_report, write_report
 from streaming.sources import interaction_source, profile_source
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from consumers.layers import Loaded
     from consumers.settings import Settings
+    from consumers.stop import Stop
     from streaming.log import Log
     from streaming.peers import Scores
     from streaming.report import Report
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.05
 
 
-def fill(log: Log, settings: Settings, data: Path, stop: Stop) -> None:
-    """Fill users, items and interactions, the last in order of time. What an earlier run sent is not sent again."""
+def fill(log: Log, settings: Settings, data: Path, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Fill users, items and interactions, the last in order of time; False if stopped. What an earlier run sent is not sent again."""
     limits, topics = settings.event_limits(), topics_of(settings)
     log.create(topics.values())
     sources: dict[str, Source] = {
@@ -58,10 +59,11 @@ def fill(log: Log, settings: Settings, data: Path, stop: Stop) -> None:
             group=settings.group_id,
             batch=5000,
             sort_by_time=source.timed,
-            stop=stop.__bool__,
+            stop=stop,
         )
         if not result.done:
-            stop.unfinished()
+            return False
+    return True
 
 
 def report_on(log: Log, settings: Settings, out: Path, peers: Scores | None = None) -> Report:
@@ -107,9 +109,8 @@ class Beside:
         )
 
     def filled(self, stop: Stop) -> None:
-        """Wait until the topics are filled. Raises `Interrupted` if stopped before, `BesideEnded`."""
+        """Wait until the topics are filled, or this process is asked to stop. Raises `BesideEnded`."""
         self._wait(stop)
-        stop.unfinished()
 
     def report(self, stop: Stop) -> Report | None:
         """Have it report on the run, whose log and journal are closed; None if stopped before it is done. Raises `BesideEnded`."""
@@ -158,9 +159,8 @@ def main(config: Path, data: Path, out: Path) -> None:
     tie(asked.set)
     settings = load(config, [], {}).settings
     with connect(settings, create=True) as log:
-        # Beyond this nothing is lost if a signal ends it at once.
-        with Stop() as stop:
-            fill(log, settings, data, stop)
+        # A signal ends it at once, wherever it is: what is not committed does not count.
+        fill(log, settings, data)
         typer.echo("filled")
         limits = settings.event_limits()
         peers = peer_scores(read_events(log, limits, settings.topic_prefix), (limits.rating_min, limits.rating_max))

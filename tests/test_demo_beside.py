@@ -64,10 +64,11 @@ def test_whatever_ends_the_demo_ends_the_process_beside(tmp_path: Path, number: 
     program = [sys.executable, "-c", "from consumers.cli import main; main()", *command]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as demo:
         try:
-            soon((out / "journal.jsonl").exists)
+            # It is at work while the demo itself still loads torch.
+            soon((out / "log.db").exists)
             assert len(beside(out)) == 1
             demo.send_signal(number)
-            _, err = demo.communicate(timeout=60)
+            _, err = demo.communicate(timeout=100)
             soon(lambda: beside(out) == [])
         finally:
             demo.kill()
