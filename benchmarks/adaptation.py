@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that is limited below
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import ThreadpoolController
 
 from benchmarks.gradient_peers import bare, by_loop, by_vmap
 from benchmarks.measuring import machine, rates, ratios, spread, timed
@@ -228,6 +230,7 @@ def main(
     catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form, shown and not kept.", min=1)] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)  # As in a worker. What peers multiply by is torch's own.
     if catalogue is not None:
         for run in best(0, 1.0, catalogue):
             shown = ", ".join(f"{name} {1e3 * float(np.median(took)) / run['users']:,.1f}" for name, took in run["seconds"].items())

@@ -199,7 +199,7 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "alike": (2, n * max(n, q)),
         "product": (d, d),
         "moved": (n, d),
-        "turned": (2, d * max(n, d)),
+        "turned": (2, d * n),
     }
     return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
 

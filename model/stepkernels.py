@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     Flags = NDArray[np.bool_]
 
-BLOCK = 8
-"""Tasks for which what the memories hold is read at once: they are read from memory, and once is as good as eight times."""
+BLOCK = 16
+"""Tasks for which what the memories hold is read at once: they are read from memory, and once is as good as sixteen times."""
 
 
 class Layers(NamedTuple):
@@ -111,7 +111,7 @@ class Room(NamedTuple):
     alike: Floats  # (2, n max(n, q)), x x' + 1 of the support with itself, and of the query with it
     product: Floats  # (d_e, d_e)
     moved: Floats  # (n, d_e)
-    turned: Floats  # (2, d_e max(n, d_e))
+    turned: Floats  # (2, d_e n)
 
 
 @borrowing
@@ -139,15 +139,15 @@ def read(layers: Layers, given: Given, room: Room, first: int) -> None:
 def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
     """Fill the room with what a task starts from (Eq. 9, 10)."""
     d, n, q = given.of_user.shape[1], given.starts[task + 1] - given.starts[task], given.queries[task]
-    copy(layers.weights.reshape(layers.weights.size), room.weights.reshape(room.weights.size))
-    copy(layers.biases.reshape(layers.biases.size), room.biases.reshape(room.biases.size))
-    if len(layers.blended):
-        weights, biases, own = room.weights.reshape(room.weights.size), room.biases.reshape(room.biases.size), room.own[task % BLOCK]
-        blended = len(own) // (d * (d + 1))
-        for k in range(blended * d * d):
-            weights[k] += own[k]
-        for k in range(blended * d):
-            biases[k] += own[blended * d * d + k]
+    weights, biases, own = room.weights.reshape(room.weights.size), room.biases.reshape(room.biases.size), room.own[task % BLOCK]
+    shared, shared_biases = layers.weights.reshape(weights.size), layers.biases.reshape(biases.size)
+    blended = len(own) // (d * (d + 1)) if len(layers.blended) else 0
+    copy(shared[blended * d * d :], weights[blended * d * d :])
+    copy(shared_biases[blended * d :], biases[blended * d :])
+    for k in range(blended * d * d):
+        weights[k] = shared[k] + own[k]
+    for k in range(blended * d):
+        biases[k] = shared_biases[k] + own[blended * d * d + k]
     copy(layers.last, room.last)
     for r in range(n):
         item = given.items[given.starts[task] + r]
@@ -218,11 +218,11 @@ def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) 
 def item_back(layers: Layers, room: Room, values: Floats, at: Floats, n: int) -> None:
     """From the gradient at n scores, ``slopes``, to that at what came out of each layer but the last.
 
-    BLAS is half as fast where rows meet rows, as they do in at W', so the smaller of the two is turned.
+    BLAS is half as fast where rows meet rows, as they do in at W'. Where at is much the smaller of the two, W at' is found from at turned.
     """
     d, depth = values.shape[2], len(layers.item)
     here, there = room.turned[0, : n * d].reshape((d, n)), room.turned[1, : n * d].reshape((d, n))
-    turned_weight, turned = room.turned[0, : d * d].reshape((d, d)), False
+    turned = False
     for r in range(n):
         for k in range(d):
             at[depth, r, k] = room.slopes[r] * room.last[k]
@@ -230,8 +230,7 @@ def item_back(layers: Layers, room: Room, values: Floats, at: Floats, n: int) ->
         weight, kind = room.weights[layers.item[place - 1]], layers.follows[layers.item[place - 1]]
         before(at, values, place, n, kind)
         if d < 2 * n:
-            turn(weight, turned_weight)
-            multiply(at[place, :n], turned_weight, at[place - 1, :n])
+            multiply(at[place, :n], weight.T, at[place - 1, :n])
             continue
         # Where no activation is in between, what was found for the layer above can go on as it is.
         if kind or not turned:
