@@ -20,7 +20,7 @@ from streaming.deadletters import dead_letter_message
 from streaming.embedded.writer import EmbeddedWriter
 from streaming.errors import LogError, Malformed
 from streaming.events import Score, Update, Version
-from streaming.log import Assignment, Message, Record, TopicPartition
+from streaming.log import Assignment, Commit, Message, Record, TopicPartition
 from streaming.support import SupportSets
 from tests.small_runs import Stream, fill, profile, run, small
 from tests.test_promises import findings, reasons_of
@@ -241,16 +241,16 @@ def test_it_finds_wrong_forgetting(what: str | None, settings: Settings, monkeyp
     assert ("a" in found) == (what is not None)
 
 
-def outside(kept: str, at: int) -> Callable[..., list[int]]:
+def outside(kept: str, at: int) -> Callable[..., Commit]:
     """A commit in two halves, of which a kill leaves one: the messages or the offsets."""
-    original, steps = EmbeddedWriter.commit, [0]
+    original, steps = EmbeddedWriter.begin, [0]
 
-    def commit(
+    def begin(
         writer: EmbeddedWriter,
         messages: Sequence[Message],
         offsets: Mapping[TopicPartition, int] | None = None,
         owner: Assignment | str | None = None,
-    ) -> list[int]:
+    ) -> Commit:
         if offsets:
             steps[0] += 1
             if steps[0] == at:
@@ -258,7 +258,7 @@ def outside(kept: str, at: int) -> Callable[..., list[int]]:
                 raise Killed
         return original(writer, messages, offsets, owner)
 
-    return commit
+    return begin
 
 
 @pytest.mark.parametrize(("kept", "promises"), [("messages", {"a", "b"}), ("offsets", {"a", "b", "e"})])
@@ -266,7 +266,7 @@ def test_it_finds_offsets_committed_outside_the_transaction(
     kept: str, promises: set[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(settings, STREAM.messages)
-    monkeypatch.setattr(EmbeddedWriter, "commit", outside(kept, at=4))
+    monkeypatch.setattr(EmbeddedWriter, "begin", outside(kept, at=4))
     with pytest.raises(Killed):
         run(settings)
     monkeypatch.undo()
