@@ -127,7 +127,9 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     models = {name: model(plain=name == "plain", size=work.size, steps=work.steps) for name in ("engine", "plain")}
 
     def calls(of: Mamo) -> Callable[[], None]:
-        turn, optimiser = itertools.cycle(batches), Optimiser(of)
+        # Tasks of its own: what histories keep holds for one model.
+        own = [tasks(work, np.random.default_rng(seed)) for seed in range(len(batches))]
+        turn, optimiser = itertools.cycle(own), Optimiser(of)
         return lambda: once(of, optimiser, work, next(turn))
 
     ways: dict[str, Callable[[], object]] = {name: calls(of) for name, of in models.items()}
