@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -154,14 +154,14 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     }
 
 
-def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> list[dict[str, Any]]:
+def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> Iterator[dict[str, Any]]:
     """The best of a catalogue for adapted users: one user, and 64 together; ``size`` as in `Work`, resident memory in bytes."""
     torch.set_num_threads(1)
     work = Work("", 64, 15 if size else 50, 0, learning=False)
     of = model(plain=False, size=size, steps=3, items=catalogue)
     drawn = 0.2 * np.random.default_rng(2).standard_normal((catalogue, of.item_table.width), np.float32)
     of.item_table.assign([f"id=i{item}" for item in range(catalogue)], torch.from_numpy(drawn))
-    asked, items, runs = tasks(work, np.random.default_rng(0)), Catalogue(of), list[dict[str, Any]]()
+    asked, items = tasks(work, np.random.default_rng(0)), Catalogue(of)
     wanted = BEST + work.support
 
     def after_a_version() -> None:
@@ -184,8 +184,7 @@ def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> list[dict[str
         took = once_each(ways) if users > 1 and catalogue != CATALOGUE else timed(ways, seconds, least=5 if catalogue == CATALOGUE else 1)
         name = f"{'paper, d_e ' + str(size) if size else 'default'}: best {BEST} of {catalogue:,}, {users} user{'s' if users > 1 else ''}"
         memory = {"before": before, "peak": resident("VmHWM")}
-        runs.append({"kind": "catalogue", "name": name, "users": users, "threads": 1, "size": size, "seconds": took, "resident": memory})
-    return runs
+        yield {"kind": "catalogue", "name": name, "users": users, "threads": 1, "size": size, "seconds": took, "resident": memory}
 
 
 def once_each(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
