@@ -133,7 +133,9 @@ class Table:
 
     def trim(self) -> None:
         """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
-        if not self.provisional or (self.known < self.max_rows and len(self.provisional) < self.max_rows):
+        many, full = len(self.provisional) >= self.max_rows, self.known >= self.max_rows
+        # In a full table what is looked up has a shared row, which may stay: to forget it would be to make all anew, step after step.
+        if not many and not (full and any(self.home(key) != key for key in self.provisional)):
             return
         keys, values = self.export()
         beside = None if self.beside is None else self.beside[[self.rows[key] for key in keys]]

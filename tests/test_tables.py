@@ -252,3 +252,18 @@ def test_learning_from_a_step_changes_no_score_that_was_made_in_it() -> None:
     Optimiser(model).step(gradient, writing.composed())
     assert torch.equal(adapted.scores.score, before)
     assert not torch.equal(predict(model, TASKS).score, before)
+
+
+def test_a_full_table_is_not_made_anew_for_the_shared_rows_that_lookups_find() -> None:
+    table = Table("item", 2, deviation=0.1, zero_from=2, seed=1, max_rows=3, overflow_rows=2)
+    table.admit(["id=a", "id=b"])
+    table.lookup(["id=c"])  # Before it is full: a row of its own, which is let go once the table has filled up.
+    table.admit(["id=d"])
+    table.trim()
+    layout, shared = table.layout, table.lookup(["id=c", "id=e", "id=f"])
+    assert layout == 1
+    for _ in range(3):
+        table.trim()
+        assert table.lookup(["id=c", "id=e", "id=f"]) == shared
+    assert table.layout == layout
+    assert len(table) <= 3 + 2
