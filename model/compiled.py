@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
 
 Loops = TypeVar("Loops", bound=Callable[..., object])
+
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+"""Of all files whose functions may be compiled into one another."""
 
 
 def compiled(function: Loops) -> Loops:
@@ -31,6 +36,9 @@ def borrowing(function: Loops) -> Loops:
 def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options of Numba's
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | more
     try:
-        return cast("Loops", njit(cache=True, **options)(function))
+        made = njit(cache=True, **options)(function)
     except RuntimeError:  # No place to keep it.
         return cast("Loops", njit(**options)(function))
+    # Numba looks at the function's own file, and would keep what was made of functions in others that have changed since.
+    made._cache._cache_file._source_stamp = SOURCES  # noqa: SLF001
+    return cast("Loops", made)

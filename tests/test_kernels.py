@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import model.compiled
 from model import kernels
 from model.compiled import compiled
 from model.meta import CLOCK
@@ -95,3 +99,25 @@ def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch: 
     monkeypatch.setattr("model.compiled.njit", njit)
     assert compiled(lambda: 1)() == 1
     assert asked == [True, False]
+
+
+def test_what_was_kept_is_made_anew_when_a_function_of_another_file_has_changed(tmp_path: Path) -> None:
+    """Numba by itself looks at the file of the function that is called, and would go on with what was compiled into it."""
+    package = tmp_path / "model"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "compiled.py").write_text(Path(model.compiled.__file__).read_text())
+    (package / "outer.py").write_text(
+        "from model.compiled import compiled\nfrom model.inner import inner\n\n@compiled\ndef outer():\n    return inner()\n"
+    )
+
+    def called(value: int) -> list[str]:
+        inner = f"from model.compiled import compiled\n\n@compiled\ndef inner():\n    return {value}\n"
+        (package / "inner.py").write_text(inner)
+        code = "from model.outer import outer; print(outer(), sum(outer.stats.cache_hits.values()))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert called(1) == ["1", "0"]
+    assert called(1) == ["1", "1"]
+    assert called(2) == ["2", "0"]
