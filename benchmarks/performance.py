@@ -84,13 +84,12 @@ def stages(runs: Sequence[Run]) -> str:
 
 def latency(runs: Sequence[Run]) -> str:
     """From an event's send to its score in the hands of a read_committed reader."""
-    return table(
-        ["", "p50 ms", "p90 ms", "p99 ms", "longest ms", "last one waited s"],
-        (
-            [run["name"], *(f"{run['latency_ms'][key]:,.0f}" for key in ("p50", "p90", "p99", "max")), f"{run['caught_up_seconds']:.1f}"]
-            for run in runs
-        ),
-    )
+
+    def cells(run: Run) -> list[str]:
+        waits = (f"{run['latency_ms'][key]:,.0f}" for key in ("p50", "p90", "p99", "max"))
+        return [run["name"], *waits, f"{run['caught_up_seconds']:.1f}", f"{run['scored'] / run['wall_seconds']:,.0f}"]
+
+    return table(["", "p50 ms", "p90 ms", "p99 ms", "longest ms", "last one waited s", "scored/s"], map(cells, runs))
 
 
 def adaptation(runs: Sequence[Run]) -> str:
