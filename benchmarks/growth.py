@@ -86,16 +86,17 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
     """Microseconds of the clock and of the processor that an event takes, here and now, and the peak of memory."""
     dice, drawn = random.Random(1), popular(items)
     with tempfile.TemporaryDirectory() as folder, System(settings_of(Path(folder), support)) as system:
-        trainer, worker = system.trainer(), system.worker()
+        trainer = system.trainer()
+        worker = system.worker(trainer.versions)
         worker.tables.assign([0])
         worker.open(0)
         profiles: list[dict[str, Any]] = [
             {"class": dice.sample(GENRES, dice.randint(1, 3)), "release_year": float(dice.randint(1930, 1999))} for _ in range(500)
         ]
-        for model in (worker.model, trainer.model):
-            for item in range(items):
-                model.items.set(f"i{item}", profiles[item % 500])
-            model.item_table.assign([f"id=i{item}" for item in range(items)], 0.1 * torch.randn(items, model.item_table.width))
+        model = worker.model
+        for item in range(items):
+            model.items.set(f"i{item}", profiles[item % 500])
+        model.item_table.assign([f"id=i{item}" for item in range(items)], 0.1 * torch.randn(items, model.item_table.width))
         sets = worker.held[0].support
         # A thousand different histories; more would take longer to make up than to measure.
         histories = [[(item, float(dice.randint(1, 5)), CLOCK) for item in drawn(support)] for _ in range(1_000)]
@@ -112,7 +113,7 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
             records = lockstep.read(system.log, reader, size, tp)
             began, busy = time.perf_counter(), time.process_time()
             worker.step(0, records, system.settings.group_id)
-            lockstep.fold(trainer, worker)
+            trainer.catch_up()
             took.append((time.perf_counter() - began, time.process_time() - busy))
         reader.close()
     took = took[len(took) // 2 :]  # What is compiled or looked up for the first time is not what a step costs.

@@ -1,7 +1,7 @@
 """Lockstep: worker and trainer by turns in one process, so that a run is a function of log, settings and seed.
 
 Micro-batches are the next ``worker.micro_batch`` offsets of a partition, never cut by time. The trainer folds all of a step's updates
-before the next step, and the worker takes on the version that comes of it. Killed anywhere and started again, the run goes on where its
+before the next step, which is made at the version that comes of it: the two share one model. Killed anywhere and started again, the run goes on where its
 last commit ended: the trainer first folds what a killed run left, and then the same steps follow.
 """
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from consumers.stop import Stop
     from consumers.system import System
-    from consumers.trainer import Trainer
     from consumers.worker import Worker
     from streaming.journal import Journal
     from streaming.log import Log, Reader, Record
@@ -50,10 +49,11 @@ def run(
     Without ``until_end`` a micro-batch that is not full is waited for; at the end it is taken as it is. ``limit`` ends every partition
     at this offset, as if no more were there.
     """
-    trainer, worker = system.trainer(), system.worker()
+    trainer = system.trainer()
+    worker = system.worker(trainer.versions)
     topic = system.topics["interactions"]
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
-    fold(trainer, worker)
+    trainer.catch_up()
     worker.tables.assign(range(topic.partitions))
     worker.tables.advance(system.health.beat)
     reader = system.log.reader()
@@ -93,7 +93,7 @@ def run(
                 if journal is not None:
                     journal.step(tp.partition, records[0].offset, records[-1].offset + 1, len(records))
                 report = worker.step(tp.partition, records, system.settings.group_id)
-                fold(trainer, worker)
+                trainer.catch_up()
                 system.health.committed()
                 system.health.beat()
                 steps += 1
@@ -129,13 +129,6 @@ def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record
     while len(records) < size and (more := next(catch_up(log, reader, [tp], at_once=size - len(records)), None)):
         records += more
     return records
-
-
-def fold(trainer: Trainer, worker: Worker) -> None:
-    """Let the trainer fold all updates, and the worker take on what comes of them."""
-    trainer.catch_up()
-    with worker.metrics.stage("adopt"):
-        worker.versions.reach(trainer.version)
 
 
 def note(journal: Journal, system: System, worker: Worker, done: int) -> None:

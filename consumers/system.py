@@ -77,12 +77,12 @@ class System:
         gc.collect()
         gc.freeze()
 
-    def worker(self) -> Worker:
-        """A worker at the newest model version, without partitions yet."""
-        model = new_model(self.settings)
-        names = {name: topic.name for name, topic in self.topics.items()}
-        versions = Versions(self.log, names, self.settings.digest(), model)
-        worker = Worker(self.log, self.settings, self.topics, model, versions, self.metrics)
+    def worker(self, versions: Versions | None = None) -> Worker:
+        """A worker at the newest model version, without partitions yet; ``versions`` are those of a trainer in the same process."""
+        if versions is None:
+            names = {name: topic.name for name, topic in self.topics.items()}
+            versions = Versions(self.log, names, self.settings.digest(), new_model(self.settings))
+        worker = Worker(self.log, self.settings, self.topics, versions.model, versions, self.metrics)
         self._stack.callback(worker.close)
         self.health.loaded(versions.version)
         if versions.version:

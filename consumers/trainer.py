@@ -85,7 +85,6 @@ class Trainer:
         # The writer first: from here on no other trainer can add a version to those read next.
         self.writer = log.writer(trainer_id(settings))
         versions.catch_up()
-        self.version = versions.version
         self.folded = dict(versions.folded)
         self._snapshot, self._slot = versions.snapshot, versions.slot
         self._joiner = Joiner()
@@ -96,6 +95,11 @@ class Trainer:
         bounds = log.bounds(partitions)
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
         self._updates = partitions
+
+    @property
+    def version(self) -> int:
+        """The last one committed."""
+        return self.versions.version
 
     def catch_up(self) -> None:
         """Fold all updates that are in the log now."""
@@ -145,7 +149,7 @@ class Trainer:
             beat()
         with stage("commit"):
             self.writer.commit(messages)
-        self.version = made.version
+        self.versions.made(made)
         query = sum(lesson.kind == "query" for lesson in kept)
         weighted = sum(lesson.weight < 1 for lesson in kept)
         self.metrics.observe_fold(query=query, rehearsal=len(kept) - query, dropped=len(dropped), weighted=weighted)

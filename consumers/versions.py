@@ -77,13 +77,6 @@ class Versions:
             for record in records:
                 self._feed(record)
 
-    def reach(self, version: int) -> None:
-        """Take on every version up to this one, which has been committed. Raises as `catch_up` does."""
-        if self.version < version:
-            self.advance()
-        if self.version < version:
-            self.catch_up()
-
     def advance(self) -> bool:
         """Take on every version that has come; say whether there was one."""
         before = self.version
@@ -115,6 +108,10 @@ class Versions:
 
     def _take(self, version: Version, *, whole: bool) -> None:
         take(version, self.digest, self.model, self.optimiser, whole=whole)
+        self.made(version)
+
+    def made(self, version: Version) -> None:
+        """Note that the model is at this version: it was taken from the log, or made with this model and committed."""
         self.version = version.version
         self.made_at = version.made_at
         self.folded = dict(version.folded)

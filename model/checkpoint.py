@@ -37,12 +37,15 @@ class State(NamedTuple):
 
 
 def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Iterable[int]] | None = None) -> State:
-    """The values of a version. With ``changed``, of each table only the rows of these numbers; whole tensors always, they are small."""
+    """The values of a version. With ``changed``, of each table only the rows of these numbers; whole tensors always, they are small.
+
+    Without, the rows stand in the order of their keys: where in a table they are depends on what was looked up since it was made.
+    """
     tensors = {"phi": model.vector, "moments": optimiser.moments, "count": torch.tensor([optimiser.count])}
     tensors |= {f"memory.{field.name}": getattr(model.memory, field.name) for field in fields(Memory)}
     rows = {}
     for name, table in model.tables.items():
-        numbers = [table.rows[key] for key in table.export()[0]] if changed is None else list(changed.get(name, ()))
+        numbers = [table.rows[key] for key in sorted(table.export()[0])] if changed is None else list(changed.get(name, ()))
         at, moments = np.array(numbers, np.int64), optimiser.moments_of(name).numpy()
         both = np.concatenate([table.values.numpy().take(at, 0), moments.take(at, 0)], 1)
         rows[name] = (list(map(table.keys.__getitem__, numbers)), torch.from_numpy(both))

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from consumers import cli, lockstep
+from consumers import cli
 from consumers.audit import Report, audit
 from consumers.inspection import toml
 from consumers.opening import connect, topics_of
 from consumers.settings import Settings
+from consumers.trainer import Trainer
 from streaming.codec import decode, encode
 from streaming.events import DeadLetter, Position, Score, Support
 from streaming.log import Bounds, Log, Message, Record, Topic, TopicPartition
@@ -70,14 +71,14 @@ def test_versions_that_come_late_and_profiles_that_come_between_steps(tmp_path: 
     stream = Stream(400, seed=4, partitions=3)
     fill(settings, stream.profiles)
     fill(settings, stream.messages)
-    folds, steps, fold = [0], [0], lockstep.fold
+    folds, steps, fold = [0], [0], Trainer.catch_up
 
-    def late(*args: Any) -> None:  # noqa: ANN401 - as fold
+    def late(trainer: Trainer) -> None:
         folds[0] += 1
         if folds[0] % 4 == 1:
-            fold(*args)
+            fold(trainer)
 
-    monkeypatch.setattr(lockstep, "fold", late)
+    monkeypatch.setattr(Trainer, "catch_up", late)
 
     def new_item(_: object) -> None:
         steps[0] += 1
