@@ -1,8 +1,8 @@
 """Lockstep: worker and trainer by turns in one process, so that a run is a function of log, settings and seed.
 
 Micro-batches are the next ``worker.micro_batch`` offsets of a partition, never cut by time. The trainer folds all of a step's updates
-before the next step, which is made at the version that comes of it: the two share one model. Killed anywhere and started again, the run goes on where its
-last commit ended: the trainer first folds what a killed run left, and then the same steps follow.
+before the next step, which is made at the version that comes of it: the two share one model. Killed anywhere and started again, the run
+goes on where its last commit ended: the trainer first folds what a killed run left, and then the same steps follow.
 """
 
 from __future__ import annotations
