@@ -15,6 +15,7 @@ from consumers.opening import connect, topics_of
 from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
+from consumers.versions import Versions
 from consumers.worker import Worker
 from streaming.events import Interaction
 from streaming.journal import Journal
@@ -121,8 +122,8 @@ def run_and_keep(settings: Settings) -> Iterator[tuple[System, Worker]]:
         kept: list[Worker] = []
         original = system.worker
 
-        def worker() -> Worker:
-            kept.append(original())
+        def worker(versions: Versions | None = None) -> Worker:
+            kept.append(original(versions))
             return kept[-1]
 
         system.worker = worker  # type: ignore[method-assign]
