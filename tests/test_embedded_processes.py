@@ -135,7 +135,6 @@ def test_the_write_ahead_file_stays_bounded_and_one_who_reads_for_long_does_not_
 ) -> None:
     monkeypatch.setattr("streaming.embedded.checkpoints.BYTES", 1_000_000)
     monkeypatch.setattr("streaming.embedded.checkpoints._AGAIN_BYTES", 500_000)
-    monkeypatch.setattr("streaming.embedded.checkpoints._PATIENCE_MS", 1)
     path, wal = tmp_path / "log.db", tmp_path / "log.db-wal"
     with EmbeddedLog(path) as log, EmbeddedLog(path) as second:
         log.create([Topic("t")])
@@ -148,6 +147,7 @@ def test_the_write_ahead_file_stays_bounded_and_one_who_reads_for_long_does_not_
 
         fill()
         assert max(sizes) < 2_200_000
+        monkeypatch.setattr("streaming.embedded.checkpoints._PATIENCE_MS", 1)  # Whoever reads from here on will not give way.
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM records").fetchone()
