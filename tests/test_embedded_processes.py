@@ -146,7 +146,8 @@ def test_the_write_ahead_file_stays_bounded_and_one_who_reads_for_long_does_not_
                 sizes.append(wal.stat().st_size)
 
         fill()
-        assert max(sizes) < 2_200_000
+        # Twice the megabyte, once more the half, if the two came in each other's way, and a commit; all of it is 3,080,000.
+        assert max(sizes) < 2_700_000
         monkeypatch.setattr("streaming.embedded.checkpoints._PATIENCE_MS", 1)  # Whoever reads from here on will not give way.
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
