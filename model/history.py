@@ -13,13 +13,13 @@ class History:
     ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
     """
 
-    __slots__ = ("_arrays", "_epoch", "items", "ratings", "whole")
+    __slots__ = ("_epoch", "_rated", "items", "ratings", "whole")
 
     def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
         self.items = items
         self.ratings = ratings
         self.whole = whole
-        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._rated: np.ndarray | None = None
         self._epoch: object = None
 
     @classmethod
@@ -31,12 +31,15 @@ class History:
         kept = sorted(last.values())
         return cls([items[place] for place in kept], [ratings[place] for place in kept])
 
-    def arrays(self, profiles: Profiles) -> tuple[np.ndarray, np.ndarray]:
-        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings."""
-        if self._arrays is None or self._epoch is not profiles.epoch:
-            self._arrays = profiles.places(self.items), np.array(self.ratings, np.float64)
+    def rated(self, profiles: Profiles) -> np.ndarray:
+        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings: (n, 2).
+
+        Both as float64, which holds every place exactly, so that a part of a history is one slice.
+        """
+        if self._rated is None or self._epoch is not profiles.epoch:
+            self._rated = np.array([profiles.places(self.items), self.ratings], np.float64).T.copy()
             self._epoch = profiles.epoch
-        return self._arrays
+        return self._rated
 
     def and_then(self, item: str, rating: float, size: int) -> History | None:
         """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""

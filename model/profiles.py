@@ -121,7 +121,7 @@ class Profiles:
 
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """Row numbers and weights of places, both of shape (len(places), slots)."""
-        return torch.from_numpy(self._rows[places]), torch.from_numpy(self._weights[places])
+        return torch.from_numpy(self._rows.take(places, 0)), torch.from_numpy(self._weights.take(places, 0))
 
     def embed(self, rows: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Sum each feature's weighted rows: (n, slots) into ``values`` (m, width) -> (n, features, width)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -111,33 +111,40 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     """Make one batch of groups of tasks, none of them empty."""
     users.begin()
     items.begin()
-    tasks = list(chain.from_iterable(groups))
+    # Column by column, so that what is done for each task is done by what is compiled.
+    names, support_items, support_ratings, query_items, query_ratings, histories = zip(*chain.from_iterable(groups), strict=True)
     sizes = np.array([len(group) for group in groups])
+    task_ends = sizes.cumsum().tolist()
     user_keys, user_of, user_ends = list[str](), list[int](), list[int]()
-    for group in groups:
-        place_of = {key: len(user_keys) + place for place, key in enumerate(dict.fromkeys(task.user for task in group))}
+    for of in slices(task_ends):
+        place_of = {key: place for place, key in enumerate(dict.fromkeys(names[of]), len(user_keys))}
         user_keys += place_of
-        user_of += [place_of[task.user] for task in group]
+        user_of += map(place_of.__getitem__, names[of])
         user_ends.append(len(user_keys))
     user_rows, user_weights = users.encoded(users.places(user_keys))
 
-    lengths = np.array([len(task.support_items) for task in tasks])
-    queries = np.array([len(task.query_items) for task in tasks])
-    query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-    supports, ratings = _supports(tasks, lengths, items)
-    values = np.concatenate([supports, items.places(list(chain.from_iterable(task.query_items for task in tasks)))])
-    supported, asked, item_of, distinct, item_ends, starts = number(values, lengths, queries, sizes, items.cells)
+    lengths = np.fromiter(map(len, support_items), np.int64, len(names))
+    queries = np.fromiter(map(len, query_items), np.int64, len(names))
+    if None in histories:
+        supports = items.places(list(chain.from_iterable(support_items)))
+        ratings = floats(support_ratings, len(supports))
+    else:
+        supports, ratings = looked_up(histories, lengths, items)
+    asked_places = items.places(list(chain.from_iterable(query_items)))
+    supported, asked, item_of, distinct, item_ends, starts = number(
+        np.concatenate([supports, asked_places]), lengths, queries, sizes, items.cells
+    )
     item_rows, item_weights = items.encoded(distinct)
+    query_mask = np.arange(max(1, queries.max())) < queries[:, None]
 
     def padded(values: np.ndarray) -> Tensor:
         full = np.zeros(query_mask.shape, values.dtype)
         full[query_mask] = values
         return torch.from_numpy(full)
 
-    query_ratings = np.array(list(chain.from_iterable(task.query_ratings for task in tasks)), np.float64)
     return Batch(
         users=user_keys,
-        user_of=torch.tensor(user_of),
+        user_of=torch.from_numpy(np.array(user_of, np.int64)),
         user_rows=user_rows,
         user_weights=user_weights.to(dtype),
         item_of=torch.from_numpy(item_of),
@@ -145,22 +152,22 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_weights=item_weights.to(dtype),
         support=Supports(torch.from_numpy(supported), torch.from_numpy(ratings).to(dtype), torch.from_numpy(starts)),
         query_items=padded(asked),
-        query_ratings=padded(query_ratings).to(dtype),
+        query_ratings=padded(floats(query_ratings, len(asked))).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),
-        tasks_of=slices(sizes.cumsum().tolist()),
+        tasks_of=slices(task_ends),
         users_of=slices(user_ends),
         items_of=slices(item_ends.tolist()),
     )
 
 
-def _supports(tasks: list[Task], lengths: np.ndarray, items: Profiles) -> tuple[np.ndarray, np.ndarray]:
-    """Places and ratings of all supports, both (L,)."""
-    histories = [(task.history, length) for task, length in zip(tasks, lengths.tolist(), strict=True) if task.history is not None]
-    if len(histories) == len(tasks):
-        arrays = [(*history.arrays(items), length) for history, length in histories]
-        places = np.concatenate([places[:length] for places, _, length in arrays])
-        return places, np.concatenate([ratings[:length] for _, ratings, length in arrays])
-    places = items.places(list(chain.from_iterable(task.support_items for task in tasks)))
+def floats(rows: Iterable[Sequence[float]], count: int) -> np.ndarray:
+    """The ``count`` numbers of all rows, one after the other."""
     # A third of the time that numpy takes to look through a list.
-    ratings = struct.pack(f"{len(places)}d", *chain.from_iterable(task.support_ratings for task in tasks))
-    return places, np.frombuffer(bytearray(ratings), np.float64)
+    return np.frombuffer(bytearray(struct.pack(f"{count}d", *chain.from_iterable(rows))), np.float64)
+
+
+def looked_up(histories: Sequence[History], lengths: np.ndarray, items: Profiles) -> tuple[np.ndarray, np.ndarray]:
+    """Places and ratings of all supports, both (L,), each the first so many interactions of a history."""
+    rated = [history.rated(items)[:length] for history, length in zip(histories, lengths.tolist(), strict=True)]
+    places, ratings = np.concatenate(rated).T.copy()
+    return places.astype(np.int64), ratings

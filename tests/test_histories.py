@@ -61,16 +61,17 @@ def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
     for at, item in enumerate([3, 1, 2]):
         sets.append("ann", interaction("ann", item, 4, at), ("interactions", 0, at))
     history = history_of(sets.get("ann"))
-    places, ratings = history.arrays(items)
-    assert history.arrays(items)[0] is places
+    rated = history.rated(items)
+    places, ratings = rated.T
+    assert history.rated(items) is rated
     assert ratings.tolist() == [4.0, 4.0, 4.0]
     items.set("i3", {})
     items.set("i3", None)
     assert items.places(["new"])[0] == places[0], "the place of i3 is given to another"
-    assert history.arrays(items)[0].tolist() == items.places(["i3", "i1", "i2"]).tolist()
-    before = history.arrays(items)[0]
+    assert history.rated(items)[:, 0].tolist() == items.places(["i3", "i1", "i2"]).tolist()
+    before = history.rated(items)
     items.table.clear()
     items.begin()
     items.places(["i9"])
-    assert history.arrays(items)[0] is not before
-    np.testing.assert_array_equal(history.arrays(items)[0], items.places(["i3", "i1", "i2"]))
+    assert history.rated(items) is not before
+    np.testing.assert_array_equal(history.rated(items)[:, 0], items.places(["i3", "i1", "i2"]))
