@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model import kernels
 from model.mamo import Mamo, Prediction
+from model.memory import attended
 from model.numbering import slices
 from model.tasks import Batch
 
@@ -66,8 +67,7 @@ class Blend(NamedTuple):
     def forward(self, layer: int, x: Floats) -> Floats:
         """What is added to what comes out of a layer, (m, out): less work than weights of each user's own."""
         of_rows = (x @ self.weights[layer]).reshape(*self.factors.shape, -1)
-        added: Floats = (self.factors[..., None] * of_rows).sum(1) + self.factors @ self.biases[layer]
-        return added
+        return kernels.combined(self.factors, of_rows, self.biases[layer])
 
     def back(self, layer: int, at: Floats) -> Floats:
         """What is added to the gradient at what went in, (m, in)."""
@@ -130,8 +130,8 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7, 9).
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    attended = memory.attention(torch.from_numpy(p_u), settings.temperature, centred=settings.centred)
-    attention = attended.numpy()
+    centre = memory.centre.numpy() if settings.centred else np.zeros(p_u.shape[1], p_u.dtype)
+    attention = attended(p_u, memory.profile.numpy(), centre, settings.temperature)
     theta_u, blend = [phi[name] for name in model.user_names], None
     if settings.feature_memory:
         blend = Blend.of(-settings.tau * attention, memory.gradient.numpy(), theta_u)
@@ -149,10 +149,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         to_user[:] = np.eye(d + 1)
 
     # What is known of items, and how much an interaction tells of them.
-    known = np.zeros((len(p_i), kernels.padded(d + 2)), p_i.dtype)
-    known[:, :d] = items.output
-    known[:, d] = 1
-    known[:, d + 1] = -(bias + phi["mean"])
+    known = kernels.known(items.output, bias, phi["mean"])
     precision = np.exp(phi["log_precision"])
     decay = np.repeat(precision, max(1, np.diff(batch.support.bounds.numpy()).max()))
     if "recency" in phi:
@@ -181,7 +178,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     prediction = Prediction(
         score=torch.from_numpy(found.score),
         variance=torch.from_numpy(found.variance),
-        attention=attended,
+        attention=torch.from_numpy(attention),
         p_u=torch.from_numpy(p_u),
         theta_u=[],
         mixing=written,

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-def padded(size: int) -> int:
-    """The next number of columns that is made up of whole registers."""
-    return -(-size // LANES) * LANES
-
-
 class Given(NamedTuple):
     """What a batch of tasks is adapted from."""
 
@@ -79,13 +74,47 @@ class Found(NamedTuple):
     def of(cls, tasks: int, queries: int, size: int, dtype: np.dtype) -> Found:
         """Room for so many tasks with so many queries each, of F = ``size``; a query that is none scores 0 with variance 1."""
         blocks = -(-tasks // LANES)
-        square, shapes = (blocks, size, size, LANES), [(blocks, size, LANES), (blocks, queries, size, LANES)]
-        shapes += [square, (blocks, 1 + queries, size, LANES), square]
-        return cls(np.zeros((tasks, queries), dtype), np.ones((tasks, queries), dtype), *(np.zeros(shape, dtype) for shape in shapes))
+        square = (blocks, size, size, LANES)
+        return cls(
+            score=np.zeros((tasks, queries), dtype),
+            variance=np.ones((tasks, queries), dtype),
+            mean=np.empty((blocks, size, LANES), dtype),
+            spread=np.zeros((blocks, queries, size, LANES), dtype),
+            told=np.empty(square, dtype),
+            seen=np.zeros((blocks, 1 + queries, size, LANES), dtype),
+            to_user=np.empty(square, dtype),
+        )
 
     def mean_of(self, tasks: Numbers) -> Floats:
         """The adapted w of these tasks, (m, F)."""
         return self.mean[tasks // LANES, :, tasks % LANES]
+
+
+@compiled
+def known(e_i: Floats, bias: Floats, mean: Floats) -> Floats:
+    """What `Given.known` holds of items with embeddings (I, d_e) and biases (I,), at the ``mean`` (1,) rating."""
+    items, d = e_i.shape
+    rows = np.zeros((items, -(-(d + 2) // LANES) * LANES), e_i.dtype)
+    for item in range(items):
+        row = rows[item]
+        for k in range(d):
+            row[k] = e_i[item, k]
+        row[d] = 1
+        row[d + 1] = -(bias[item] + mean[0])
+    return rows
+
+
+@compiled
+def combined(factors: Floats, rows: Floats, biases: Floats) -> Floats:
+    """Rows (m, K, out) and what is added to each, (K, out), combined by the factors (m, K) of each of m users: (m, out)."""
+    users, size = factors.shape
+    into = np.zeros((users, rows.shape[2]), rows.dtype)
+    for user in range(users):
+        for row in range(size):
+            factor, of_user, bias, sums = factors[user, row], rows[user, row], biases[row], into[user]
+            for k in range(len(sums)):
+                sums[k] += factor * (of_user[k] + bias[k])
+    return into
 
 
 @compiled
@@ -120,6 +149,9 @@ def adapt(given: Given, found: Found) -> None:
         lanes, asked = min(LANES, tasks - begin), 0
         s, t, right = told[block], of_users[block], seen[block]
         sides[:] = 0
+        if lanes < LANES:
+            s[:] = 0
+            t[:] = 0
         for lane in range(lanes):
             task = begin + lane
             first, count = starts[task], starts[task + 1] - starts[task]
@@ -255,6 +287,28 @@ def pull(
                     into[k] += weight * by_row[k]
                     squares[k] -= slower * row[k] * by_row[k]
             of[f + 1] += squares.sum()
+
+
+@compiled
+def inside(scores: Floats, low: float, high: float) -> Floats:
+    """Scores (B, q) brought inside the scale, its middle where one is no number."""
+    found = np.empty_like(scores)
+    for task in range(scores.shape[0]):
+        for query in range(scores.shape[1]):
+            score = scores[task, query]
+            found[task, query] = (low + high) / 2 if math.isnan(score) else min(max(score, low), high)
+    return found
+
+
+@compiled
+def deviations(variances: Floats, widest: float) -> Floats:
+    """The standard deviations of variances (B, q), the ``widest`` where one is no finite number."""
+    found = np.empty_like(variances)
+    for task in range(variances.shape[0]):
+        for query in range(variances.shape[1]):
+            deviation = math.sqrt(variances[task, query])
+            found[task, query] = deviation if math.isfinite(deviation) else widest
+    return found
 
 
 @compiled

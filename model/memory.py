@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from model.compiled import compiled
 from model.settings import ModelSettings, rate
 
 if TYPE_CHECKING:
     from model.kernels import Floats
+
+
+SHORT = 1e-8
+"""A vector that is shorter has no direction."""
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Memory:
         No gradient flows through a_u: M_P averages the profiles, and a profile that learns to be attended to would chase it.
         """
         looked = (p_u.detach() - self.centre) if centred else p_u.detach()
-        return torch.softmax(temperature * (directions(looked) @ directions(self.profile).T), -1)
+        return torch.softmax(temperature * (normalize(looked, eps=SHORT) @ normalize(self.profile, eps=SHORT).T), -1)
 
     def to(self, device: torch.device) -> Memory:
         """The same on a device; itself where it is there already."""
@@ -49,7 +54,7 @@ class Memory:
         k = len(self.profile)
         if k == 1:
             return 0.0
-        unit = directions(self.profile).numpy()
+        unit = normalize(self.profile, eps=SHORT).numpy()
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
 
@@ -57,12 +62,6 @@ class Memory:
 def mapped(by: Tensor, rows: Tensor) -> Tensor:
     """Rows (K, ...) combined by a matrix (K, K)."""
     return (by @ rows.flatten(1)).view(rows.shape)
-
-
-def directions(vectors: Tensor) -> Tensor:
-    """Vectors (m, size) brought to length 1, but for those that have none."""
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors / length.clamp_min(1e-8)
 
 
 def user_spread(attention: Tensor) -> float:
@@ -204,6 +203,29 @@ class Writes:
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
         return all(np.isfinite(tensor.numpy()).all() for tensor in self.tensors().values())
+
+
+@compiled
+def attended(p_u: Floats, profile: Floats, centre: Floats, temperature: float) -> Floats:
+    """As `Memory.attention`, of profiles (U, d_u) and rows (K, d_u), less ``centre`` (d_u,): (U, K)."""
+    users, rows, kind = len(p_u), len(profile), p_u.dtype
+    short, one = kind.type(SHORT), kind.type(1)
+    looked, towards = p_u - centre, np.empty((profile.shape[1], rows), kind)
+    for row in range(rows):
+        length = max(short, math.sqrt(np.square(profile[row]).sum()))
+        for k in range(len(towards)):
+            towards[k, row] = profile[row, k] / length
+    attention = np.dot(looked, towards)
+    for user in range(users):
+        by = kind.type(temperature) / max(short, math.sqrt(np.square(looked[user]).sum()))
+        most = attention[user].max() * by
+        total = kind.type(0)
+        for row in range(rows):
+            attention[user, row] = math.exp(attention[user, row] * by - most)
+            total += attention[user, row]
+        for row in range(rows):
+            attention[user, row] *= one / total
+    return attention
 
 
 @compiled

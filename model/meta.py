@@ -57,10 +57,11 @@ class Scores:
     """
 
     def __init__(self, prediction: Prediction, scale: tuple[float, float]) -> None:
-        low, high = scale
-        self.score = prediction.score.detach().cpu().nan_to_num(nan=(low + high) / 2, posinf=high, neginf=low).clamp(low, high)
-        width = high - low
-        self.sd = None if prediction.variance is None else prediction.variance.detach().cpu().sqrt().nan_to_num(nan=width, posinf=width)
+        score = prediction.score.detach().cpu().numpy()
+        self.score = torch.from_numpy(kernels.inside(score, *scale))
+        self.sd: Tensor | None = None
+        if prediction.variance is not None:
+            self.sd = torch.from_numpy(kernels.deviations(prediction.variance.detach().cpu().numpy(), scale[1] - scale[0]))
 
     def pairs(self) -> list[tuple[float, float | None]]:
         """Score and standard deviation of each task's first query."""
