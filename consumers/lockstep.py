@@ -7,6 +7,7 @@ goes on where its last commit ended: the trainer first folds what a killed run l
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from consumers.requests import Requests
@@ -133,6 +134,7 @@ def read(log: Log, reader: Reader, size: int, tp: TopicPartition) -> list[Record
 
 def note(journal: Journal, system: System, worker: Worker, done: int) -> None:
     """Write times and attention down in the run journal."""
-    users, rows = worker.attention
     journal.stages({str(stage): seconds for stage, seconds in system.metrics.stage_seconds.items()})
-    journal.note("attention", {"events": done, "spread_users": users, "spread_rows": rows})
+    users, rows = worker.attention()
+    if not math.isnan(users):
+        journal.note("attention", {"events": done, "spread_users": users, "spread_rows": rows})

@@ -6,6 +6,7 @@ one, the next can be computed on top of what it changed; it is begun to be commi
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -92,8 +93,8 @@ class Worker:
         self.state = State(log, settings, metrics, self.topics)
         self.held: dict[int, Partition] = {}
         self.histories = Histories(metrics)
-        self.attention = (0.0, 0.0)
-        """Spread of attention over users and of the rows of M_P, as last seen."""
+        self._attended: Tensor | None = None
+        metrics.watch_attention(self.attention)
         self._unknown_fields = 0
 
     @property
@@ -257,7 +258,7 @@ class Worker:
                     if group.kind == "query":
                         learned.scores.extend(pairs[tasks])
                     else:
-                        self._observe_attention(adapted.prediction.attention[users])
+                        self._attended = adapted.prediction.attention[users]
             if learning:
                 with self.metrics.stage("gradient"):
                     gradients, writing = differentiate(self.model, adapted, *(group.writers for group in part))
@@ -366,13 +367,13 @@ class Worker:
             dead_letters=reasons,
         )
 
-    def _observe_attention(self, attention: Tensor) -> None:
-        """Take note of the attention of rehearsed users, who are drawn from all.
+    def attention(self) -> tuple[float, float]:
+        """How different attention is over the users last rehearsed, who are drawn from all, and the rows of M_P.
 
-        Where nobody is rehearsed it stays unknown: 0 would be taken for memories that have died.
+        Where nobody is rehearsed it is unknown, NaN: 0 would be taken for memories that have died.
         """
-        users, rows = self.attention = user_spread(attention), self.model.memory.row_spread()
-        self.metrics.observe_attention(users=users, rows=rows)
+        attended = self._attended
+        return (math.nan, math.nan) if attended is None else (user_spread(attended), self.model.memory.row_spread())
 
     def _count_unknown(self, fields: int) -> None:
         self._unknown_fields += fields

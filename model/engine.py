@@ -284,9 +284,12 @@ def numbers(groups: list[slice]) -> Numbers:
 
 def sums(values: Floats, groups: list[slice]) -> Floats:
     """The sum of each group's values (m, a): (G, a)."""
-    return np.stack([values[group].sum(0) for group in groups])
+    summed: Floats = np.add.reduceat(values, [group.start for group in groups], 0)
+    return summed
 
 
 def products(left: Floats, right: Floats, groups: list[slice]) -> Floats:
     """For each group left' right: (m, a), (m, b) -> (G, a, b)."""
+    if len(groups) == 1:
+        return (left.T @ right)[None]
     return np.stack([left[group].T @ right[group] for group in groups])

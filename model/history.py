@@ -13,13 +13,14 @@ class History:
     ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
     """
 
-    __slots__ = ("_epoch", "_rated", "items", "ratings", "whole")
+    __slots__ = ("_before", "_epoch", "_rated", "items", "ratings", "whole")
 
     def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
         self.items = items
         self.ratings = ratings
         self.whole = whole
         self._rated: np.ndarray | None = None
+        self._before: History | None = None
         self._epoch: object = None
 
     @classmethod
@@ -36,14 +37,26 @@ class History:
 
         Both as float64, which holds every place exactly, so that a part of a history is one slice.
         """
-        if self._rated is None or self._epoch is not profiles.epoch:
-            self._rated = np.array([profiles.places(self.items), self.ratings], np.float64).T.copy()
+        if self._rated is None or not self.holds(profiles):
+            before, self._before = self._before, None
+            if before is not None and before.holds(profiles):
+                # Events come in bursts of one user, whose histories differ by one interaction each.
+                last = (profiles.places(self.items[-1:])[0], self.ratings[-1])
+                self._rated = np.concatenate([before.rated(profiles)[len(before.items) + 1 - len(self.items) :], [last]])
+            else:
+                self._rated = np.array([profiles.places(self.items), self.ratings], np.float64).T.copy()
             self._epoch = profiles.epoch
         return self._rated
+
+    def holds(self, profiles: Profiles) -> bool:
+        """Whether `rated` looks nothing up."""
+        return self._rated is not None and self._epoch is profiles.epoch
 
     def and_then(self, item: str, rating: float, size: int) -> History | None:
         """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
         if not self.whole or item in self.items:
             return None
         first = max(0, len(self.items) + 1 - size)
-        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)
+        after = History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)
+        after._before = self  # noqa: SLF001
+        return after

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model.compiled import compiled
+from model.compiled import borrowing, compiled
 from model.lanes import LANES, add, condition, slopes, substitute, through_users
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating]
     Numbers = NDArray[np.int64]
+    Number = np.floating
 
 
 class Given(NamedTuple):
@@ -312,6 +313,19 @@ def deviations(variances: Floats, widest: float) -> Floats:
 
 
 @compiled
+def slopes_of(scores: Floats, variances: Floats, ratings: Floats, mask: Floats) -> tuple[Floats, Floats]:
+    """The derivatives of the Gaussian log loss (log v + (r - y)^2 / v) / 2 by score y and by variance v, all (B, q)."""
+    at_score, at_variance, half = np.empty_like(scores), np.empty_like(scores), scores.dtype.type(0.5)
+    for task in range(scores.shape[0]):
+        for query in range(scores.shape[1]):
+            precision = 1 / variances[task, query]
+            slope = (scores[task, query] - ratings[task, query]) * precision
+            at_score[task, query] = slope * mask[task, query]
+            at_variance[task, query] = half * (precision - slope * slope) * mask[task, query]
+    return at_score, at_variance
+
+
+@compiled
 def follow(
     values: Floats,
     moments: Floats,
@@ -328,22 +342,37 @@ def follow(
 
     Changes ``values`` (allotted, width) and ``moments`` (allotted, width + 1), of which the last is the step when a row was last touched.
     """
-    width = values.shape[1]
-    unbiased = 1 - b2**count
+    width, kind = values.shape[1], values.dtype.type
+    unbiased, slowly = kind(1 / (1 - b2**count)), math.log(b2)
     for place in range(len(rows)):
         row = rows[place]
         touched = moments[row, width]
         waited = (count - touched) % clock
-        left = b2**waited
-        for k in range(width):
-            value, second = values[row, k], moments[row, k] * left
-            if touched > 0:
-                # While it waited, decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded.
-                part = min(rate * decay * waited / (math.sqrt(second / unbiased) + 1e-8), 1.0)
-                pull = min(part * abs(value), rate * waited)
-                value -= math.copysign(pull, value)
-            slope = gradient[place, k] * scale
-            second += (1 - b2) * slope * slope
-            values[row, k] = value - rate * slope / (math.sqrt(second / unbiased) + 1e-8)
-            moments[row, k] = second
+        pulled = rate * decay * waited if touched > 0 else 0.0
+        wait(values[row], moments[row, :width], kind(math.exp(slowly * waited)), kind(pulled), kind(rate * waited), unbiased)
+        move(values[row], moments[row, :width], gradient[place], kind(scale), kind(rate), kind(1 - b2), unbiased)
         moments[row, width] = count % clock
+
+
+@borrowing
+def wait(value: Floats, second: Floats, left: Number, pulled: Number, most: Number, unbiased: Number) -> None:
+    """What befell a row (width,) while no gradient touched it, and its second moment, of which so much is ``left`` now.
+
+    Decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded.
+    """
+    one, least = value.dtype.type(1), value.dtype.type(1e-8)
+    for k in range(len(value)):
+        second[k] *= left
+        far = abs(value[k])
+        part = min(pulled / (math.sqrt(second[k] * unbiased) + least), one)
+        value[k] = math.copysign(far - min(part * far, most), value[k])
+
+
+@borrowing
+def move(value: Floats, second: Floats, gradient: Floats, scale: Number, rate: Number, part: Number, unbiased: Number) -> None:
+    """One step of a row (width,) along its gradient."""
+    least = value.dtype.type(1e-8)
+    for k in range(len(value)):
+        slope = gradient[k] * scale
+        second[k] += part * slope * slope
+        value[k] -= rate * slope / (math.sqrt(second[k] * unbiased) + least)

@@ -134,13 +134,12 @@ def query_loss(settings: ModelSettings, prediction: Prediction, batch: Batch) ->
 
 def query_slopes(settings: ModelSettings, prediction: Prediction, batch: Batch) -> tuple[Floats, Floats]:
     """The derivatives of `query_loss` by score and by variance, both (B, q)."""
-    error, mask = prediction.score.numpy() - batch.query_ratings.numpy(), batch.query_mask.numpy()
+    ratings, mask = batch.query_ratings.numpy(), batch.query_mask.numpy()
     if settings.loss == "squared" or prediction.variance is None:
+        error = prediction.score.numpy() - ratings
         return 2 * error * mask, np.zeros_like(error)
-    with np.errstate(all="ignore"):  # What is not finite ends as a gradient that the trainer refuses.
-        precision = 1 / prediction.variance.numpy()
-        at_score = error * precision
-        return at_score * mask, 0.5 * (precision - at_score * at_score) * mask
+    # What is not finite ends as a gradient that the trainer refuses.
+    return kernels.slopes_of(prediction.score.numpy(), prediction.variance.numpy(), ratings, mask)
 
 
 class Writing(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from model.compiled import compiled
+from model.compiled import borrowing, compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,17 +52,24 @@ def embed(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, f
     feature. The number after the first ``size``, where there is one, is summed over all features.
     """
     summed, rest = np.zeros((len(rows), features * size), values.dtype), np.zeros(len(rows), values.dtype)
+    add_rows(values, rows, weights, feature_of, size, summed, rest)
+    return summed, rest
+
+
+@borrowing
+def add_rows(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, size: int, summed: Floats, rest: Floats) -> None:
+    """The loop of `embed`."""
     for place in range(len(rows)):
         for slot in range(rows.shape[1]):
             weight = values.dtype.type(weights[place, slot])
             if weight == 0:
                 continue
             row, start = values[rows[place, slot]], feature_of[slot] * size
+            into = summed[place, start : start + size]
             for k in range(size):
-                summed[place, start + k] += weight * row[k]
+                into[k] += weight * row[k]
             if len(row) > size:
                 rest[place] += weight * row[size]
-    return summed, rest
 
 
 @compiled
@@ -132,29 +139,49 @@ def scatter(
 
     Returns the rows touched, group after group, their gradients, and where those of each group end.
     """
-    slots = rows.shape[1]
-    most = len(member) * slots
+    most = len(member) * rows.shape[1]
     found, values, ends = np.empty(most, np.int64), np.empty((most, at.shape[2]), at.dtype), np.empty(groups, np.int64)
+    count = add_to_rows(rows, weights, first, feature_of, member, group_of, at, cells, found, values, ends)
+    return found[:count], values[:count], ends
+
+
+@borrowing
+def add_to_rows(
+    rows: Numbers,
+    weights: Floats,
+    first: Flags,
+    feature_of: Numbers,
+    member: Numbers,
+    group_of: Numbers,
+    at: Floats,
+    cells: Numbers,
+    found: Numbers,
+    values: Floats,
+    ends: Numbers,
+) -> int:
+    """The loop of `scatter`, which fills ``found``, ``values`` and ``ends``; how many rows there are."""
     count = begin = current = 0
     for place in range(len(member)):
         while current < group_of[place]:
             ends[current] = begin = count
             current += 1
-        for slot in range(slots):
-            weight = weights[member[place], slot]
-            if weight == 0 and not first[slot]:
+        profile, weight_of = rows[member[place]], weights[member[place]]
+        for slot in range(len(profile)):
+            if weight_of[slot] == 0 and not first[slot]:
                 continue
-            row = rows[member[place], slot]
-            into = cells[row]
-            if not (begin <= into < count and found[into] == row):
-                into = count
-                cells[row], found[into] = into, row
-                values[into] = 0
+            row = profile[slot]
+            into, weight, source = cells[row], at.dtype.type(weight_of[slot]), at[place, feature_of[slot]]
+            if begin <= into < count and found[into] == row:
+                sums = values[into]
+                for k in range(len(source)):
+                    sums[k] += weight * source[k]
+            else:
+                cells[row], found[count] = count, row
+                sums = values[count]
+                for k in range(len(source)):
+                    sums[k] = weight * source[k]
                 count += 1
-            source = at[place, feature_of[slot]]
-            for k in range(len(source)):
-                values[into, k] += weight * source[k]
-    while current < groups:
+    while current < len(ends):
         ends[current] = count
         current += 1
-    return found[:count], values[:count], ends
+    return count

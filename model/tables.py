@@ -106,7 +106,7 @@ class Table:
         """As `lookup`, but the keys become part of the version, as long as there is room."""
         keys = list(keys)
         known = list(map(self.rows.get, keys))
-        if None not in known and self.provisional.isdisjoint(keys):
+        if None not in known and (not self.provisional or self.provisional.isdisjoint(keys)):
             return cast("list[int]", known)
         found = []
         for key in keys:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -230,12 +230,11 @@ class Metrics:
             stage: StageTimer(self._stages.labels(stage), self._processor.labels(stage)) for stage in STAGES
         }
         self._of_kind = {kind: self._meta_updates.labels(kind) for kind in ("query", "rehearsal")}
-        self._spread = {over: self._attention.labels(over) for over in ("users", "rows")}
         self._of_partition: dict[int, prometheus.Counter] = {}
         self._lag_of: dict[int, prometheus.Gauge] = {}
         self._made_at = math.nan
-        for gauge in (self._version, *self._spread.values()):
-            gauge.set(math.nan)
+        self._version.set(math.nan)
+        self.watch_attention(lambda: (math.nan, math.nan))
         for reason in sorted(REASONS):
             # A series that begins with its first letter hides that letter from increase() and rate().
             self._dead_letters.labels(reason)
@@ -310,10 +309,10 @@ class Metrics:
         self._version.set(version)
         self._made_at = made_at / 1000
 
-    def observe_attention(self, *, users: float, rows: float) -> None:
-        """Take in the spread of memory attention over users and over rows."""
-        self._spread["users"].set(users)
-        self._spread["rows"].set(rows)
+    def watch_attention(self, spread: Callable[[], tuple[float, float]]) -> None:
+        """Ask ``spread`` for that of memory attention over users and over rows, whenever somebody looks."""
+        self._attention.labels("users").set_function(lambda: spread()[0])
+        self._attention.labels("rows").set_function(lambda: spread()[1])
 
     def observe_restore(self, partition: int, share: float, *, done: bool) -> None:
         """Set how much of a partition is restored; one that is ``done`` is not listed any more."""

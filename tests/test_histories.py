@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.histories import Histories, history_of
+from model.history import History
 from model.profiles import Profiles
 from model.settings import Feature
 from model.tables import Table
@@ -75,3 +76,21 @@ def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
     items.places(["i9"])
     assert history.rated(items) is not before
     np.testing.assert_array_equal(history.rated(items)[:, 0], items.places(["i3", "i1", "i2"]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=12), st.integers(1, 6), st.sets(st.integers(0, 12)))
+def test_what_a_history_knows_of_its_places_goes_over_to_the_next(events: list[tuple[int, int]], size: int, asked: set[int]) -> None:
+    items = profiles()
+    history = History([], [], whole=True)
+    for at, (item, rating) in enumerate(events):
+        if at in asked:
+            history.rated(items)
+        after = history.and_then(f"i{item}", float(rating), size)
+        if after is None:
+            continue
+        history = after
+        if at % 5 == 3:  # The places given so far no longer hold.
+            items.set(f"i{item}", {})
+            items.set(f"i{item}", None)
+    expected = np.array([items.places(history.items), history.ratings]).T
+    np.testing.assert_array_equal(history.rated(items), expected.reshape(-1, 2))

@@ -172,7 +172,7 @@ def test_lag_is_shown_for_the_partitions_held_and_no_others() -> None:
 
 def test_the_rest_is_set_directly() -> None:
     metrics = Metrics()
-    metrics.observe_attention(users=0.2, rows=0.1)
+    metrics.watch_attention(lambda: (0.2, 0.1))
     metrics.users_held.set(9)
     metrics.support_interactions.set(90)
     metrics.aborted.inc()
