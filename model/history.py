@@ -15,12 +15,12 @@ class History:
 
     __slots__ = ("_before", "_epoch", "_rated", "items", "ratings", "whole")
 
-    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False) -> None:
+    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False, before: History | None = None) -> None:
         self.items = items
         self.ratings = ratings
         self.whole = whole
         self._rated: np.ndarray | None = None
-        self._before: History | None = None
+        self._before = before
         self._epoch: object = None
 
     @classmethod
@@ -57,6 +57,4 @@ class History:
         if not self.whole or item in self.items:
             return None
         first = max(0, len(self.items) + 1 - size)
-        after = History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True)
-        after._before = self  # noqa: SLF001
-        return after
+        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True, before=self)
