@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
@@ -17,6 +18,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from streaming.brokers import open_log
 from streaming.errors import BrokerUnreachable, LogError
 from streaming.kafka import KafkaLog
+from streaming.kafka.reader import KafkaReader
 from streaming.log import Log, Message, Topic, TopicPartition
 from tests.contract.conftest import everything, values
 from tests.kafka_cluster import KafkaCluster
@@ -145,3 +147,34 @@ def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_o
         assert time.monotonic() < deadline
     assert [record.value for record in everything(log, "out") if record.key == b"still"][-1] == b"2"
     assert log.committed("still", [TP]) == {TP: 4}
+
+
+def test_nothing_is_fetched_while_records_that_came_are_not_taken(cluster: KafkaCluster, log: Log) -> None:
+    """Where an answer comes just as the next fetch is made, that fetch would be for the other partitions alone, and be waited for."""
+    log.create([Topic("busy"), Topic("idle")])
+    busy, idle = TopicPartition("busy", 0), TopicPartition("idle", 0)
+    with log.reader() as reader:
+        assert isinstance(reader, KafkaReader)
+        reader.assign({busy: 0, idle: 0})
+        fetcher = reader._consumer._fetcher
+        drain, came, since, waits = fetcher.fetched_records, list[bool](), list[float](), list[float]()
+
+        def answered_meanwhile(*args: Any, **more: Any) -> Any:  # noqa: ANN401 - as the client
+            fetcher.fetched_records = drain
+            found = drain(*args, **more)
+            log.append([Message("busy", None, b"it", 0)])
+            deadline = time.monotonic() + 2
+            while not fetcher._completed_fetches and time.monotonic() < deadline:
+                time.sleep(0.001)
+            came.append(not found[0] and bool(fetcher._completed_fetches))
+            since.append(time.monotonic())
+            return found
+
+        for _ in range(10):
+            while not fetcher._nodes_with_pending_fetch_requests:
+                assert reader.poll(10, 0.01) == []
+            fetcher.fetched_records = answered_meanwhile
+            assert [record.value for record in reader.poll(10, 1.0)] == [b"it"]
+            waits.append(time.monotonic() - since[-1])
+    assert all(came), "it did not come to what is looked at here"
+    assert sorted(waits)[5] < 0.05, "the longest wait of a fetch is 0.1 s"

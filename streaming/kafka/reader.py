@@ -37,6 +37,18 @@ class KafkaReader(Reader):
                     metrics_enabled=False,
                 )
             )
+        self._fetch_all_or_nothing()
+
+    def _fetch_all_or_nothing(self) -> None:
+        """Ask a broker for nothing while records that came are not yet taken: it would be asked for the other partitions alone.
+
+        Until one of these has something, or the longest wait of a fetch is over, the client waits for that answer with the records in its
+        hands, and asks for no more. So it went where an answer came just as the next fetch was made: once a second or two, at 1,000 events
+        a second, nothing was read for 100 ms (kafka-python 3.0.12).
+        """
+        fetcher = self._consumer._fetcher  # noqa: SLF001 - nothing public says what is fetched
+        fetchable = fetcher._fetchable_partitions  # noqa: SLF001
+        fetcher._fetchable_partitions = lambda: [] if fetcher._completed_fetches else fetchable()  # noqa: SLF001
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         """As `Reader.assign`."""
