@@ -326,6 +326,35 @@ def slopes_of(scores: Floats, variances: Floats, ratings: Floats, mask: Floats) 
 
 
 @compiled
+def adam(
+    value: Floats,
+    moments: Floats,
+    gradient: Floats,
+    scale: float,
+    rates: Floats,
+    decays: Floats,
+    b1: float,
+    b2: float,
+    count: int,
+) -> tuple[Floats, Floats]:
+    """Adam's step ``count`` of numbers (size,) with moments (2, size), each at a rate and an L2 decay of its own: both as they then are.
+
+    The gradient counts ``scale`` times.
+    """
+    kind = value.dtype.type
+    followed, after = np.empty_like(value), np.empty_like(moments)
+    by, slower, slow = kind(scale), kind(1 - b1), kind(1 - b2)
+    unbiased_first, unbiased_second, least = kind(1 / (1 - b1**count)), kind(1 / (1 - b2**count)), kind(1e-8)
+    for k in range(len(value)):
+        slope = gradient[k] * by + decays[k] * value[k]
+        first = moments[0, k] + slower * (slope - moments[0, k])
+        second = moments[1, k] + slow * (slope * slope - moments[1, k])
+        after[0, k], after[1, k] = first, second
+        followed[k] = value[k] - rates[k] * unbiased_first * first / (math.sqrt(second * unbiased_second) + least)
+    return followed, after
+
+
+@compiled
 def follow(
     values: Floats,
     moments: Floats,

@@ -319,7 +319,7 @@ class Optimiser:
         model, settings = self.model, self.model.settings
         self.count += 1
         scale = 1 / max(1, gradient.queries) if settings.reduction == "mean" else 1.0
-        model.set_vector(torch.from_numpy(self._follow(model.vector.numpy(), gradient.vector.numpy() * scale)))
+        model.set_vector(self._follow(model.vector.numpy(), gradient.vector.numpy(), scale))
         changed = {}
         for name, part in gradient.rows.items():
             table = model.tables[name]
@@ -342,19 +342,14 @@ class Optimiser:
         assert moments is not None, "the optimiser of another model"  # noqa: S101
         return moments
 
-    def _follow(self, value: Floats, gradient: Floats) -> Floats:
-        gradient, rates = gradient + self.decays.numpy() * value, self.rates.numpy()
+    def _follow(self, value: Floats, gradient: Floats, scale: float) -> Tensor:
+        """Phi (size,) after a step along its gradient times ``scale``."""
+        rates, decays = self.rates.numpy(), self.decays.numpy()
         if self.model.settings.optimiser == "sgd":
-            return value - rates * gradient
-        b1, b2 = self.betas
-        moments = self.moments.numpy()
-        first = gradient + b1 * (moments[0] - gradient)
-        squared = gradient * gradient
-        second = squared + b2 * (moments[1] - squared)
-        self.moments = torch.from_numpy(np.array([first, second]))
-        unbiased = np.sqrt(second / (1 - b2**self.count)) + 1e-8
-        followed: Floats = value - rates / (1 - b1**self.count) * first / unbiased
-        return followed
+            return torch.from_numpy(value - rates * (gradient * scale + decays * value))
+        followed, moments = kernels.adam(value, self.moments.numpy(), gradient, scale, rates, decays, *self.betas, self.count)
+        self.moments = torch.from_numpy(moments)
+        return torch.from_numpy(followed)
 
     def _follow_rows(self, name: str, rows: np.ndarray, gradient: Tensor, scale: float) -> None:
         """Move ``rows`` (m,) of a table along their gradient (m, width) times ``scale``."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 END_TXN = 26
+TXN_OFFSET_COMMIT = 28
 """The API key of the request that commits or aborts a transaction."""
 
 CONNECT_SECONDS = 5.0

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from streaming.brokers import open_log
 from streaming.errors import BrokerUnreachable, LogError
 from streaming.kafka import KafkaLog
 from streaming.kafka.reader import KafkaReader
+from streaming.kafka.writer import KafkaWriter
 from streaming.log import Log, Message, Topic, TopicPartition
 from tests.contract.conftest import everything, values
 from tests.kafka_cluster import KafkaCluster
-from tests.kafka_proxy import END_TXN
+from tests.kafka_proxy import END_TXN, TXN_OFFSET_COMMIT
 
 pytestmark = pytest.mark.kafka
 
@@ -68,6 +70,53 @@ def test_a_commit_whose_answer_is_lost_is_settled_by_the_next_writer(cluster: Ka
     took_place = lost == "answer"
     assert log.committed(name, [TP]) == ({TP: 7} if took_place else {})
     assert (name.encode() in values(everything(log, "out"))) is took_place
+
+
+@pytest.mark.parametrize("lost", ["answer", "request"])
+def test_records_are_not_committed_where_nobody_knows_of_the_offsets(cluster: KafkaCluster, log: Log, lost: str) -> None:
+    """A commit that waits its turn behind them is sent even by a producer that is given up."""
+    name, (proxy,) = f"offsets-{lost}", cluster.proxies
+    with open_log(cluster.proxied_url, **PATIENCE) as behind:
+        writer = behind.writer(name)
+        writer.commit([Message("out", None, f"{name}, one".encode())], {TP: 7}, name)
+        before = proxy.lost
+        (proxy.lose_answers if lost == "answer" else proxy.lose_requests).add(TXN_OFFSET_COMMIT)
+        with pytest.raises(BrokerUnreachable, match=name):
+            writer.commit([Message("out", None, f"{name}, two".encode())], {TP: 8}, name)
+        assert proxy.lost > before
+        proxy.lose_answers.clear()
+        proxy.lose_requests.clear()
+        writer.close()
+        time.sleep(SECONDS)
+    log.writer(name)
+    found = {value for value in values(everything(log, "out")) if value and value.startswith(name.encode())}
+    assert found == {f"{name}, one".encode()}
+    assert log.committed(name, [TP]) == {TP: 7}
+
+
+def test_offsets_that_the_client_forgets_to_send_are_not_passed_over(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kafka-python 3.0.12 drops a request of a transaction where waiting for its node raises; what stands behind it is then sent."""
+    writer = log.writer("forgotten")
+    assert isinstance(writer, KafkaWriter)
+    writer.commit([Message("out", None, b"forgotten, one")], {TP: 7}, "forgotten")
+    client, transactions = writer._producer._sender._client, writer._producer._transaction_manager
+    ready, dropped = client.await_ready, list[str]()
+
+    def fails_once(*args: Any, **more: Any) -> Any:  # noqa: ANN401 - as the client
+        if transactions._pending_txn_offset_commits and not dropped:
+            dropped.append("TxnOffsetCommit")
+            raise errors.KafkaConnectionError("the node has just gone")
+        return ready(*args, **more)
+
+    monkeypatch.setattr(client, "await_ready", fails_once)
+    with pytest.raises(BrokerUnreachable, match="forgotten"):
+        writer.commit([Message("out", None, b"forgotten, two")], {TP: 8}, "forgotten")
+    assert dropped
+    time.sleep(SECONDS)
+    log.writer("forgotten")
+    found = {value for value in values(everything(log, "out")) if value and value.startswith(b"forgotten")}
+    assert found == {b"forgotten, one"}
+    assert log.committed("forgotten", [TP]) == {TP: 7}
 
 
 def test_a_send_that_failed_fails_the_step(cluster: KafkaCluster, log: Log) -> None:

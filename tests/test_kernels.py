@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,3 +122,22 @@ def test_what_was_kept_is_made_anew_when_a_function_of_another_file_has_changed(
     assert called(1) == ["1", "0"]
     assert called(1) == ["1", "1"]
     assert called(2) == ["2", "0"]
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_phi_follows_as_torch_has_adam(seed: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    value: np.ndarray = rng.standard_normal(4)
+    moments: np.ndarray = np.zeros((2, 4))
+    rates, decays = np.array([0.1, 0.1, 0.003, 0.003]), np.array([0.0, 0.0, 0.5, 0.5])
+    parts = [torch.tensor(value[:2], requires_grad=True), torch.tensor(value[2:], requires_grad=True)]
+    theirs = torch.optim.Adam(
+        [{"params": [parts[0]], "lr": 0.1, "weight_decay": 0.0}, {"params": [parts[1]], "lr": 0.003, "weight_decay": 0.5}]
+    )
+    for count in range(1, steps + 1):
+        gradient = rng.standard_normal(4)
+        for part, of in zip(parts, np.split(gradient * 0.25, 2), strict=True):
+            part.grad = torch.tensor(of)
+        theirs.step()
+        value, moments = kernels.adam(value, moments, gradient, 0.25, rates, decays, 0.9, 0.999, count)
+    np.testing.assert_allclose(value, torch.cat(parts).detach().numpy(), rtol=1e-9)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import kafka
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 class Transaction:
     """One transaction of a producer, begun as it is made.
 
-    Records and offsets are handed over; the commit is asked for by whoever sees the last record's answer, and only if every one of them
-    is in the log: `commit_transaction` would return although one was lost. ``seconds`` is the longest wait for all records, and for the
-    commit after them; ``name`` and ``place`` are for messages.
+    Records and offsets are handed over; the commit is asked for by whoever sees the last answer, and only if every record is in the log
+    and the offsets are with the group: `commit_transaction` would return although one was lost. A commit must not even be in the queue
+    before. The client drops a request where waiting for its node raises, and sends what stands behind it: the records became visible
+    without the offsets, for good (kafka-python 3.0.12). ``seconds`` is the longest wait for all records and offsets, and for the commit
+    after them; ``name`` and ``place`` are for messages.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Transaction:
         self._offsets: TransactionalRequestResult | None = None
         self._end: TransactionalRequestResult | None = None
         self._error: BaseException | None = None
+        self._sent: list[FutureRecordMetadata] = []
         self._answered = threading.Event()
-        self._count = itertools.count(1)
+        self._count, self._expected = itertools.count(1), len(messages) + (group is not None)
         self._since = time.monotonic()
         self.ended = 0.0
         producer.begin_transaction()
@@ -62,41 +65,45 @@ class Transaction:
                 self._transactions.maybe_add_partition_to_transaction(tp)
             if group is not None:
                 self._offsets = self._transactions.send_offsets_to_transaction(offsets, group)
+                self._then(self._offsets, self._one_answered)
         append = producer._accumulator.append  # noqa: SLF001
-        self._sent: list[FutureRecordMetadata] = [
-            append(tp, None, message.key, message.value, [])[0] for tp, message in zip(placed, messages, strict=True)
-        ]
+        self._sent += [append(tp, None, message.key, message.value, [])[0] for tp, message in zip(placed, messages, strict=True)]
         for future in self._sent:
             # Of every record, not of every batch: a batch that the broker finds too large is split, and then never answered itself.
             future._add_cb_eb(self._one_answered, self._one_answered)  # noqa: SLF001
-        if not self._sent:
+        if not self._expected:
             self._ask_for_commit()
         self._sender.wakeup()
 
     def _one_answered(self, _: object) -> None:
-        if next(self._count) == len(self._sent):
+        # A failure is an answer too.
+        if next(self._count) == self._expected:
             self._ask_for_commit()
 
     def _ask_for_commit(self) -> None:
         """Ask for the commit if all is well. Runs on the producer's thread, as a rule, where an error would be heard by nobody."""
         try:
-            if all(future.succeeded() for future in self._sent):
+            if all(future.succeeded() for future in self._sent) and (self._offsets is None or self._offsets.succeeded):
                 self._end = self._transactions.begin_commit()
-                self._note_end(self._end)
+                self._then(self._end, self._note_end)
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._error = error
         self._since = time.monotonic()
         self._answered.set()
 
-    def _note_end(self, end: TransactionalRequestResult) -> None:
-        """Take note of the time at which the commit is answered."""
-        done = end.done
+    def _note_end(self, _: object) -> None:
+        self.ended = time.time()
 
-        def noting(error: BaseException | None = None) -> None:
-            self.ended = time.time()
+    def _then(self, result: TransactionalRequestResult, told: Callable[[object], None]) -> None:
+        """Tell when a step of the transaction is answered, with its error if it failed; once, for the client may say it again."""
+        done = result.done
+
+        def answered(error: BaseException | None = None) -> None:
+            result.done = done
             done(error)
+            told(error)
 
-        end.done = noting
+        result.done = answered
 
     @property
     def done(self) -> bool:
@@ -109,7 +116,7 @@ class Transaction:
         Raises `BrokerUnreachable` where an answer does not come in time, and else what the client gives as the reason of a failure.
         """
         if not self._answered.wait(max(0.0, self._since + self._seconds - time.monotonic())):
-            raise self._unanswered("the records")
+            raise self._unanswered("its offsets" if all(future.is_done for future in self._sent) else "the records")
         if self._error is not None:
             raise self._error
         # Whatever the client says of the commit: a record whose send failed is not in the log.
