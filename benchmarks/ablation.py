@@ -105,7 +105,7 @@ def main(
     only: Annotated[str | None, typer.Option(help="One group: memory, rest or paper.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one core each.")] = 2,
     restart: Annotated[bool, typer.Option("--restart", help="Run finished variants again.")] = False,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
 ) -> None:
     """Run all variants and compare them with the full model."""
     console = Console()

@@ -1,7 +1,8 @@
 """Adapting, scoring and differentiating users, and finding the best of a catalogue: each beside what does the same, in one run, by turns.
 
 The plain model is `Mamo.forward` with autograd on the same batch: the same numbers, and what the engines are tested against. For gradient
-steps there are also a loop over users and ``torch.func``, as others write them, and the batched products that cannot be avoided, bare.
+steps there are also a loop over users and ``torch.func``, as others write them. Bare is what cannot be avoided, on operands that are at
+hand: the batched products of gradient steps, the products and the solve of the closed form.
 Users are made up, of the demo's features, and rate items drawn by a power law; the work does not depend on what they like.
 
     make bench
@@ -134,6 +135,8 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
 
     ways: dict[str, Callable[[], object]] = {name: calls(of) for name, of in models.items()}
     products = 0.0
+    if not work.size and not work.learning:
+        ways["bare"], products = bare_solve(work.users, work.support, models["engine"].settings.embedding_size + 1)
     if work.size and not work.learning:
         of = models["engine"]
         scores = predict(of, batches[0]).score
@@ -152,6 +155,20 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
         "products_flop": products,
         "seconds": took,
     }
+
+
+def bare_solve(users: int, support: int, size: int) -> tuple[Callable[[], object], float]:
+    """The closed form of users whose ``size`` features of each item, ratings and precisions are at hand, as torch has it, and its FLOP."""
+    x, n, y, query = (torch.rand(users, *shape) for shape in ((support, size), (support, 1), (support, 1), (size, 1)))
+    prior = 4 * torch.eye(size)
+
+    def solve() -> object:
+        weighted = (n * x).mT
+        root = torch.linalg.cholesky(weighted @ x + prior)
+        both = torch.cholesky_solve(torch.cat([weighted @ y, query], 2), root)
+        return query.mT @ both
+
+    return solve, users * (2.0 * support * size * (size + 1) + size**3 / 3 + 4 * 2 * size**2)
 
 
 def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> Iterator[dict[str, Any]]:
@@ -227,7 +244,7 @@ def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
 
 def main(
     seconds: Annotated[float, typer.Option(help="For each work.", min=1)] = 20.0,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
     catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form, shown and not kept.", min=1)] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""

@@ -269,7 +269,7 @@ def main(
     system: Annotated[str, typer.Option(help="accurate, accurate-64, fast or quixstreams; all without it.")] = "",
     partitions: Annotated[int, typer.Option(help="Only cases of so many partitions.")] = 0,
     seconds: Annotated[float, typer.Option(help="Of a sustained run; others take a part of it.", min=15)] = 300.0,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
 ) -> None:
     """Measure throughput, latency and processor time, case by case."""
     if not PEERS.exists():

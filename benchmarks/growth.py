@@ -147,7 +147,7 @@ def plot(runs: list[dict[str, Any]]) -> Figure:
 def main(
     repetitions: Annotated[int, typer.Option(help="Of each case, by turns.", min=1)] = 3,
     events: Annotated[int, typer.Option(help="Scored in each case.", min=1024)] = 8192,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
     plots: Annotated[Path, typer.Option(help="Where the curves go.")] = PLOTS,
     alone: Annotated[str, typer.Option("--case", help="Measure one case, given as JSON, and print it.", hidden=True)] = "",
 ) -> None:

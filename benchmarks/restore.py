@@ -196,7 +196,7 @@ def main(
     users: Annotated[int, typer.Option(help="Users with a support set.", min=1000)] = 1_000_000,
     interactions: Annotated[int, typer.Option(help="Interactions of each.", min=1)] = 20,
     count: Annotated[int, typer.Option(help="Support sets read, and as many written, for the rates.", min=1000)] = 100_000,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
     folder: Annotated[Path | None, typer.Option(help="Where log and store are written; default: the system's temporary folder.")] = None,
     part: Annotated[str, typer.Option(help="One part of it, in this process.", hidden=True)] = "",
 ) -> None:

@@ -137,7 +137,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Where MovieLens-100K lies (make data).")] = Path("data/ml-100k"),
     events: Annotated[int, typer.Option(help="Only the first so many.", min=1)] = 100_000,
     repetitions: Annotated[int, typer.Option(help="Of each, by turns.", min=1)] = 2,
-    results: Annotated[Path, typer.Option(help="Where the figures go.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
 ) -> None:
     """Measure events a second and the error that they are worth, one core for each."""
     require_data(data)
