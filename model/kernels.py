@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model.compiled import borrowing, compiled
+from model.compiled import compiled
 from model.lanes import LANES, add, condition, slopes, substitute, through_users
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating]
     Numbers = NDArray[np.int64]
-    Number = np.floating
 
 
 class Given(NamedTuple):
@@ -323,85 +322,3 @@ def slopes_of(scores: Floats, variances: Floats, ratings: Floats, mask: Floats) 
             at_score[task, query] = slope * mask[task, query]
             at_variance[task, query] = half * (precision - slope * slope) * mask[task, query]
     return at_score, at_variance
-
-
-@compiled
-def adam(
-    value: Floats,
-    moments: Floats,
-    gradient: Floats,
-    scale: float,
-    rates: Floats,
-    decays: Floats,
-    b1: float,
-    b2: float,
-    count: int,
-) -> tuple[Floats, Floats]:
-    """Adam's step ``count`` of numbers (size,) with moments (2, size), each at a rate and an L2 decay of its own: both as they then are.
-
-    The gradient counts ``scale`` times.
-    """
-    kind = value.dtype.type
-    followed, after = np.empty_like(value), np.empty_like(moments)
-    by, slower, slow = kind(scale), kind(1 - b1), kind(1 - b2)
-    unbiased_first, unbiased_second, least = kind(1 / (1 - b1**count)), kind(1 / (1 - b2**count)), kind(1e-8)
-    for k in range(len(value)):
-        slope = gradient[k] * by + decays[k] * value[k]
-        first = moments[0, k] + slower * (slope - moments[0, k])
-        second = moments[1, k] + slow * (slope * slope - moments[1, k])
-        after[0, k], after[1, k] = first, second
-        followed[k] = value[k] - rates[k] * unbiased_first * first / (math.sqrt(second * unbiased_second) + least)
-    return followed, after
-
-
-@compiled
-def follow(
-    values: Floats,
-    moments: Floats,
-    rows: Numbers,
-    gradient: Floats,
-    scale: float,
-    rate: float,
-    decay: float,
-    b2: float,
-    count: int,
-    clock: int,
-) -> None:
-    """Adam's step of ``rows`` (m,), which are different, along ``gradient`` (m, width) times ``scale``: see `model.meta.Optimiser`.
-
-    Changes ``values`` (allotted, width) and ``moments`` (allotted, width + 1), of which the last is the step when a row was last touched.
-    """
-    width, kind = values.shape[1], values.dtype.type
-    unbiased, slowly = kind(1 / (1 - b2**count)), math.log(b2)
-    for place in range(len(rows)):
-        row = rows[place]
-        touched = moments[row, width]
-        waited = (count - touched) % clock
-        pulled = rate * decay * waited if touched > 0 else 0.0
-        wait(values[row], moments[row, :width], kind(math.exp(slowly * waited)), kind(pulled), kind(rate * waited), unbiased)
-        move(values[row], moments[row, :width], gradient[place], kind(scale), kind(rate), kind(1 - b2), unbiased)
-        moments[row, width] = count % clock
-
-
-@borrowing
-def wait(value: Floats, second: Floats, left: Number, pulled: Number, most: Number, unbiased: Number) -> None:
-    """What befell a row (width,) while no gradient touched it, and its second moment, of which so much is ``left`` now.
-
-    Decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded.
-    """
-    one, least = value.dtype.type(1), value.dtype.type(1e-8)
-    for k in range(len(value)):
-        second[k] *= left
-        far = abs(value[k])
-        part = min(pulled / (math.sqrt(second[k] * unbiased) + least), one)
-        value[k] = math.copysign(far - min(part * far, most), value[k])
-
-
-@borrowing
-def move(value: Floats, second: Floats, gradient: Floats, scale: Number, rate: Number, part: Number, unbiased: Number) -> None:
-    """One step of a row (width,) along its gradient."""
-    least = value.dtype.type(1e-8)
-    for k in range(len(value)):
-        slope = gradient[k] * scale
-        second[k] += part * slope * slope
-        value[k] -= rate * slope / (math.sqrt(second[k] * unbiased) + least)

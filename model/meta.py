@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import engine, kernels, steps
+from model import adam, engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.settings import ModelSettings
@@ -347,7 +347,7 @@ class Optimiser:
         rates, decays = self.rates.numpy(), self.decays.numpy()
         if self.model.settings.optimiser == "sgd":
             return torch.from_numpy(value - rates * (gradient * scale + decays * value))
-        followed, moments = kernels.adam(value, self.moments.numpy(), gradient, scale, rates, decays, *self.betas, self.count)
+        followed, moments = adam.follow(value, self.moments.numpy(), gradient, scale, rates, decays, *self.betas, self.count)
         self.moments = torch.from_numpy(moments)
         return torch.from_numpy(followed)
 
@@ -360,4 +360,4 @@ class Optimiser:
             return
         moments = self.moments_of(name).numpy()
         known = gradient.contiguous().numpy(), scale, settings.row_rate, decay, self.betas[1]
-        kernels.follow(values.numpy(), moments, rows, *known, self.count, CLOCK)
+        adam.follow_rows(values.numpy(), moments, rows, *known, self.count, CLOCK)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import model.compiled
-from model import kernels
+from model import adam
 from model.compiled import compiled
 from model.meta import CLOCK
 from model.numbering import number, scatter
@@ -83,7 +83,7 @@ def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: in
             second += (1 - b2) * slope[k] ** 2
             expected[row, k], after[row, k] = value - rate * slope[k] / (math.sqrt(second / unbiased) + 1e-8), second
         after[row, 3] = count % CLOCK
-    kernels.follow(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
+    adam.follow_rows(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     np.testing.assert_allclose(moments, after, rtol=1e-12)
 
@@ -139,5 +139,5 @@ def test_phi_follows_as_torch_has_adam(seed: int, steps: int) -> None:
         for part, of in zip(parts, np.split(gradient * 0.25, 2), strict=True):
             part.grad = torch.tensor(of)
         theirs.step()
-        value, moments = kernels.adam(value, moments, gradient, 0.25, rates, decays, 0.9, 0.999, count)
+        value, moments = adam.follow(value, moments, gradient, 0.25, rates, decays, 0.9, 0.999, count)
     np.testing.assert_allclose(value, torch.cat(parts).detach().numpy(), rtol=1e-9)
