@@ -29,7 +29,7 @@ from rich.table import Table
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.gradient_peers import bare, by_loop, by_vmap
-from benchmarks.measuring import machine, rates, ratios, spread, timed
+from benchmarks.measuring import in_a_row, machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
 from model.catalogue import Catalogue
@@ -151,6 +151,7 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     return work._asdict() | {
         "kind": "adaptation",
         "users_per_second": rates(took, work.users),
+        "in_a_row": rates(in_a_row({name: ways[name] for name in ("engine", "plain")}, seconds / 4), work.users),
         "ratios": ratios(took, "engine"),
         "products_flop": products,
         "seconds": took,
@@ -255,7 +256,7 @@ def main(
             memory = ", ".join(f"{moment} {size / 1e6:,.0f}" for moment, size in run["resident"].items())
             console.print(f"{run['name']}: ms a user: {shown}; resident MB: {memory}", highlight=False)
         return
-    table = Table("", "threads", "engine users/s", "spread", "times as long as the engine", title="Adaptation")
+    table = Table("", "threads", "engine users/s", "spread", "in a row", "times as long as the engine", title="Adaptation")
     runs = []
     for work in WORKS:
         console.print(f"{work.name} ...")
@@ -263,7 +264,8 @@ def main(
         runs.append(run)
         beside = ", ".join(f"{name} {ratio:.2f}" for name, ratio in run["ratios"].items())
         rate = run["users_per_second"]["engine"]
-        table.add_row(work.name, str(work.threads), f"{rate:,.0f}", spread(run["seconds"]["engine"], work.users), beside)
+        rates_of = f"{rate:,.0f}", spread(run["seconds"]["engine"], work.users), f"{run['in_a_row']['engine']:,.0f}"
+        table.add_row(work.name, str(work.threads), *rates_of, beside)
     console.print(table)
     table = Table("", "ms a user", title=f"The best of {CATALOGUE:,}, one core")
     for size in (0, 32):

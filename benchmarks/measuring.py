@@ -36,6 +36,23 @@ def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: i
     return took
 
 
+def in_a_row(calls: Mapping[str, Callable[[], object]], seconds: float, *, block: float = 0.1) -> dict[str, list[float]]:
+    """As `timed`, but each is called again and again for ``block`` seconds before it is another's turn, and finds its own in the caches.
+
+    The first call of each block does not count.
+    """
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for name, call in calls.items():
+            call()
+            until = time.perf_counter() + block
+            while (began := time.perf_counter()) < until:
+                call()
+                took[name].append(time.perf_counter() - began)
+    return took
+
+
 def rates(took: Mapping[str, list[float]], count: int) -> dict[str, float]:
     """How many a second, by the median of the repetitions."""
     return {name: count / statistics.median(each) for name, each in took.items()}

@@ -93,16 +93,22 @@ def latency(runs: Sequence[Run]) -> str:
 
 
 def adaptation(runs: Sequence[Run]) -> str:
-    """Users a second by the engine, the median of its repetitions, and how many times as long each peer took, the median over turns."""
+    """Users a second by the engine, the median of its repetitions, and how many times as long each peer took, the median over turns.
+
+    Then the same of the engine and of the plain model called in a row.
+    """
     peers = ("plain", "loop", "vmap", "bare")
 
     def cells(run: Run) -> list[str]:
         beside = (f"{run['ratios'][name]:.2f}" if name in run["ratios"] else "" for name in peers)
         low, high = deciles(run["seconds"]["engine"])
         spread = f"{run['users'] / high:,.0f} to {run['users'] / low:,.0f}"
-        return [run["name"], str(run["threads"]), f"{run['users_per_second']['engine']:,.0f}", spread, *beside]
+        row = run["in_a_row"]
+        warm = [f"{row['engine']:,.0f}", f"{row['engine'] / row['plain']:.2f}"]
+        return [run["name"], str(run["threads"]), f"{run['users_per_second']['engine']:,.0f}", spread, *beside, *warm]
 
-    return table(["", "threads", "engine users/s", "its deciles", "plain", "loop", "vmap(grad)", "bare products"], map(cells, runs))
+    heads = ["", "threads", "engine users/s", "its deciles", "plain", "loop", "vmap(grad)", "bare", "engine in a row", "plain in a row"]
+    return table(heads, map(cells, runs))
 
 
 def deciles(took: Sequence[float]) -> tuple[float, float]:
