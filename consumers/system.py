@@ -82,7 +82,7 @@ class System:
         if versions is None:
             names = {name: topic.name for name, topic in self.topics.items()}
             versions = Versions(self.log, names, self.settings.digest(), new_model(self.settings))
-        worker = Worker(self.log, self.settings, self.topics, versions.model, versions, self.metrics)
+        worker = Worker(self.log, self.settings, self.topics, versions, self.metrics)
         self._stack.callback(worker.close)
         self.health.loaded(versions.version)
         if versions.version:

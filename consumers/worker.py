@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from consumers.settings import Settings
-    from model.mamo import Mamo
     from model.meta import Gradient
     from streaming.events import Interaction, Source, Support
     from streaming.log import Assignment, Log, Record, Topic
@@ -79,17 +78,17 @@ class Learned(NamedTuple):
 class Worker:
     """Holds partitions, a model version and profiles; turns micro-batches of records into committed steps."""
 
-    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], model: Mamo, versions: Versions, metrics: Metrics) -> None:
+    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], versions: Versions, metrics: Metrics) -> None:
         self.log = log
         self.settings = settings
         self.topics = {name: topic.name for name, topic in topics.items()}
-        self.model = model
+        self.model = versions.model
         self.versions = versions
         self.metrics = metrics
         self.limits = settings.event_limits()
         self.partitions = topics["interactions"].partitions
         self.chunk_bytes = topics["updates"].max_record_bytes - 64
-        self.tables = ProfileTables(log, topics, model, self.limits, settings.group_id)
+        self.tables = ProfileTables(log, topics, self.model, self.limits, settings.group_id)
         self.state = State(log, settings, metrics, self.topics)
         self.held: dict[int, Partition] = {}
         self.histories = Histories(metrics)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model import kernels
 from model.mamo import Mamo, Prediction
-from model.memory import attended
+from model.memory import attend
 from model.numbering import slices
 from model.tasks import Batch
 
@@ -131,7 +131,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
     centre = memory.centre.numpy() if settings.centred else np.zeros(p_u.shape[1], p_u.dtype)
-    attention = attended(p_u, memory.profile.numpy(), centre, settings.temperature)
+    attention = attend(p_u, memory.profile.numpy(), centre, settings.temperature)
     theta_u, blend = [phi[name] for name in model.user_names], None
     if settings.feature_memory:
         blend = Blend.of(-settings.tau * attention, memory.gradient.numpy(), theta_u)
@@ -149,7 +149,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         to_user[:] = np.eye(d + 1)
 
     # What is known of items, and how much an interaction tells of them.
-    known = kernels.known(items.output, bias, phi["mean"])
+    known = kernels.known_of(items.output, bias, phi["mean"])
     precision = np.exp(phi["log_precision"])
     decay = np.repeat(precision, max(1, np.diff(batch.support.bounds.numpy()).max()))
     if "recency" in phi:
@@ -290,6 +290,4 @@ def sums(values: Floats, groups: list[slice]) -> Floats:
 
 def products(left: Floats, right: Floats, groups: list[slice]) -> Floats:
     """For each group left' right: (m, a), (m, b) -> (G, a, b)."""
-    if len(groups) == 1:
-        return (left.T @ right)[None]
     return np.stack([left[group].T @ right[group] for group in groups])

@@ -6,6 +6,8 @@ import numpy as np
 
 from model.profiles import Profiles
 
+NOTHING = np.empty((0, 2))
+
 
 class History:
     """What a user rated, oldest first and each item once, which remembers where its items stand among a model's profiles.
@@ -19,7 +21,7 @@ class History:
         self.items = items
         self.ratings = ratings
         self.whole = whole
-        self._rated: np.ndarray | None = None
+        self._rated = NOTHING
         self._before = before
         self._epoch: object = None
 
@@ -37,7 +39,7 @@ class History:
 
         Both as float64, which holds every place exactly, so that a part of a history is one slice.
         """
-        if self._rated is None or not self.holds(profiles):
+        if not self.holds(profiles):
             before, self._before = self._before, None
             if before is not None and before.holds(profiles):
                 # Events come in bursts of one user, whose histories differ by one interaction each.
@@ -50,7 +52,7 @@ class History:
 
     def holds(self, profiles: Profiles) -> bool:
         """Whether `rated` looks nothing up."""
-        return self._rated is not None and self._epoch is profiles.epoch
+        return self._epoch is profiles.epoch
 
     def and_then(self, item: str, rating: float, size: int) -> History | None:
         """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""

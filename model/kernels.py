@@ -91,7 +91,7 @@ class Found(NamedTuple):
 
 
 @compiled
-def known(e_i: Floats, bias: Floats, mean: Floats) -> Floats:
+def known_of(e_i: Floats, bias: Floats, mean: Floats) -> Floats:
     """What `Given.known` holds of items with embeddings (I, d_e) and biases (I,), at the ``mean`` (1,) rating."""
     items, d = e_i.shape
     rows = np.zeros((items, -(-(d + 2) // LANES) * LANES), e_i.dtype)

@@ -210,7 +210,7 @@ class Writes:
 
 
 @compiled
-def attended(p_u: Floats, profile: Floats, centre: Floats, temperature: float) -> Floats:
+def attend(p_u: Floats, profile: Floats, centre: Floats, temperature: float) -> Floats:
     """As `Memory.attention`, of profiles (U, d_u) and rows (K, d_u), less ``centre`` (d_u,): (U, K)."""
     users, rows, kind = len(p_u), len(profile), p_u.dtype
     short = kind.type(SHORT)

@@ -74,7 +74,7 @@ def test_a_commit_whose_answer_is_lost_is_settled_by_the_next_writer(cluster: Ka
 
 @pytest.mark.parametrize("lost", ["answer", "request"])
 def test_records_are_not_committed_where_nobody_knows_of_the_offsets(cluster: KafkaCluster, log: Log, lost: str) -> None:
-    """A commit that waits its turn behind them is sent even by a producer that is given up."""
+    """Lost on the way there or back: the step is void as a whole, and the next one is made on what was committed before."""
     name, (proxy,) = f"offsets-{lost}", cluster.proxies
     with open_log(cluster.proxied_url, **PATIENCE) as behind:
         writer = behind.writer(name)
