@@ -1,9 +1,9 @@
-"""What support sets come to as tasks, kept for users who are looked at again: most have not changed since they were last rehearsed."""
+"""What support sets come to as tasks, kept for users who are looked at again: most are as they were left, or were last rehearsed."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from model.history import History
@@ -18,33 +18,40 @@ MOST = 8192
 
 
 class Histories:
-    """Histories by user, each with the encoded support set that it was made of: it holds for as long as the user's is the same."""
+    """Histories by user, each with the encoded support set that it comes of: it holds for as long as the user's is the same."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._kept: OrderedDict[str, tuple[bytes, History]] = OrderedDict()
+        self._unchanged = self._read = 0
 
-    def of(self, sets: SupportSets, users: Sequence[str]) -> list[History]:
-        """The histories of users with support sets, as they stand now, staged changes included."""
-        histories, unchanged, kept = [], 0, self._kept
-        for user in users:
-            value = sets.encoded(user)
-            known = kept.get(user)
-            if known is not None and known[0] == value:
-                unchanged += 1
-                kept.move_to_end(user)
-                histories.append(known[1])
-                continue
-            made = history_of(sets.get(user))
-            histories.append(made)
-            if value is None:  # What is staged may come to nothing.
-                continue
-            kept[user] = value, made
-            kept.move_to_end(user)
-            if len(kept) > MOST:
-                kept.popitem(last=False)
-        self._metrics.observe_histories(unchanged=unchanged, read=len(histories) - unchanged)
-        return histories
+    def of(self, sets: SupportSets, user: str) -> History:
+        """The history of a user as the support set stands now, staged changes included."""
+        value, known = sets.encoded(user), self._kept.get(user)
+        if value is not None and known is not None and known[0] == value:
+            self._unchanged += 1
+            self._kept.move_to_end(user)
+            return known[1]
+        self._read += 1
+        made = history_of(sets.get(user))
+        if value is not None:  # What is staged may come to nothing.
+            self._keep(user, value, made)
+        return made
+
+    def keep(self, changes: Sequence[tuple[bytes, bytes | None]], histories: Mapping[str, History]) -> None:
+        """The ``changes`` of a step (see `SupportSets.changes`) led to these ``histories``, by user; its last call."""
+        for key, value in changes:
+            history = histories.get(key.decode())
+            if value is not None and history is not None:
+                self._keep(key.decode(), value, history)
+        self._metrics.observe_histories(unchanged=self._unchanged, read=self._read)
+        self._unchanged = self._read = 0
+
+    def _keep(self, user: str, value: bytes, history: History) -> None:
+        self._kept[user] = value, history
+        self._kept.move_to_end(user)
+        if len(self._kept) > MOST:
+            self._kept.popitem(last=False)
 
 
 def history_of(support: Support | None) -> History:

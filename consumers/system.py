@@ -51,7 +51,9 @@ def compile_loops(settings: Settings) -> None:
     began, model = time.monotonic(), new_model(settings)
     task = Task("", [""], [settings.rating.minimum], [""], [settings.rating.minimum])
     (gradient,), writing = differentiate(model, adapt(model, [task], learning=True), [""])
-    Optimiser(model).step(gradient, writing.composed())
+    writes = writing.composed()
+    if gradient.finite() and (writes is None or writes.finite()):
+        Optimiser(model).step(gradient, writes)
     if (seconds := time.monotonic() - began) > COMPILED_SECONDS:
         logger.info("loops compiled; next time they are read", seconds=round(seconds, 1))
 

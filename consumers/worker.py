@@ -153,8 +153,8 @@ class Worker:
             with stage("support"):
                 for user in tables.forgotten:
                     partition.support.forget(user, first)
-                before = dict[str, History]()
-                taken = [self._take(partition.support, interaction, source, before) for interaction, source in events]
+                after_events = dict[str, History]()
+                taken = [self._take(partition.support, interaction, source, after_events) for interaction, source in events]
             learned = self._learn(partition, taken, after)
             with stage("encode"):
                 messages += self._scores(number, first, taken, learned.scores)
@@ -174,6 +174,7 @@ class Worker:
             raise
         partition.offset = after
         partition.support.begin(changes)
+        self.histories.keep(changes, after_events)
         self.tables.begun(tables.positions)
         partition.under_way = UnderWay(commit, begun, report, position.value or b"", tables)
         return finished
@@ -221,19 +222,20 @@ class Worker:
                 events.append((interaction, (record.topic, record.partition, record.offset)))
         return events, letters, reasons
 
-    def _take(self, sets: SupportSets, event: Interaction, source: Source, before: dict[str, History]) -> Taken:
+    def _take(self, sets: SupportSets, event: Interaction, source: Source, after_events: dict[str, History]) -> Taken:
         """The event with its user's support as it stands before it, to which it is then appended.
 
-        ``before`` has the histories that events of the step led to: they come in bursts of one user.
+        ``after_events`` has the histories that events of the step led to: they come in bursts of one user.
         """
-        support = sets.get(event.user)
-        history = (before.get(event.user) if support else None) or history_of(support)
-        sets.append(event.user, event, source)
+        history = after_events.get(event.user) or self.histories.of(sets, event.user)
+        support = sets.append(event.user, event, source)
+        if support is None:  # New, or dropped meanwhile to make room.
+            history = history_of(None)
         after = history.and_then(event.item, event.rating, sets.size)
         if after is not None:
-            before[event.user] = after
+            after_events[event.user] = after
         else:
-            before.pop(event.user, None)
+            after_events.pop(event.user, None)
         return Taken(event, source, support, Task(event.user, history.items, history.ratings, [event.item], [event.rating], history))
 
     def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:
@@ -288,7 +290,7 @@ class Worker:
         generator = np.random.default_rng([self.settings.seed, partition.number, offset])
         rehearsal, sets = self.settings.rehearsal, partition.support
         users = sets.draw(rehearsal.users, generator)
-        return cut(users, self.histories.of(sets, users), rehearsal.query, generator)
+        return cut(users, [self.histories.of(sets, user) for user in users], rehearsal.query, generator)
 
     def _scores(self, number: int, step: int, taken: Sequence[Taken], scored: Sequence[tuple[float, float | None]]) -> list[Message]:
         return [

@@ -290,6 +290,15 @@ def pull(
 
 
 @compiled
+def finite(values: Floats) -> bool:
+    """Whether none of values (n,) is infinite or NaN."""
+    found = True
+    for place in range(len(values)):
+        found &= math.isfinite(values[place])
+    return found
+
+
+@compiled
 def inside(scores: Floats, low: float, high: float) -> Floats:
     """Scores (B, q) brought inside the scale, its middle where one is no number."""
     found = np.empty_like(scores)

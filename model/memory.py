@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from model import kernels
 from model.compiled import compiled
 from model.settings import ModelSettings, rate
 
@@ -206,7 +207,7 @@ class Writes:
 
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
-        return all(np.isfinite(tensor.numpy()).all() for tensor in self.tensors().values())
+        return all(kernels.finite(tensor.numpy().ravel()) for tensor in self.tensors().values())
 
 
 @compiled

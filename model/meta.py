@@ -42,7 +42,7 @@ class Gradient:
 
     def finite(self) -> bool:
         """Whether no number is infinite or NaN: one step along one that is would end all learning."""
-        return all(np.isfinite(values.numpy()).all() for values in (self.vector, *(part.values for part in self.rows.values())))
+        return all(kernels.finite(values.numpy().ravel()) for values in (self.vector, *(part.values for part in self.rows.values())))
 
     def weighted(self, weight: float) -> Gradient:
         """The gradient times ``weight``, of as many queries."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from model.history import History
 from model.numbering import number, slices
 from model.profiles import Profiles
+
+T = TypeVar("T")
 
 
 class Task(NamedTuple):
@@ -31,6 +33,30 @@ class Task(NamedTuple):
     history: History | None = None
 
 
+class Prefix(Sequence[T]):
+    """The first ``length`` of a list, not copied: a list of texts that lie all over the memory takes longest to hold and to let go."""
+
+    __slots__ = ("_length", "_of")
+
+    def __init__(self, of: list[T], length: int) -> None:
+        self._of = of
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        return islice(self._of, self._length)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        places = range(self._length)[place]
+        return self._of[places] if isinstance(places, int) else [self._of[each] for each in places]
+
+
 def cut(users: Sequence[str], histories: Sequence[History], query: int, generator: np.random.Generator) -> list[Task]:
     """The tasks of rehearsed users: each history, of one interaction at least, is cut at random; what stands before the cut is support.
 
@@ -38,7 +64,14 @@ def cut(users: Sequence[str], histories: Sequence[History], query: int, generato
     """
     cuts = generator.integers(np.array([len(history.items) for history in histories], np.int64)).tolist()
     return [
-        Task(user, history.items[:at], history.ratings[:at], history.items[at : at + query], history.ratings[at : at + query], history)
+        Task(
+            user,
+            Prefix(history.items, at),
+            Prefix(history.ratings, at),
+            history.items[at : at + query],
+            history.ratings[at : at + query],
+            history,
+        )
         for user, history, at in zip(users, histories, cuts, strict=True)
     ]
 

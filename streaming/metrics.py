@@ -7,6 +7,7 @@ what can be worked out at the scrape is. One thread reports; the scrape comes fr
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import prometheus_client as prometheus
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streaming.events import REASONS
@@ -99,56 +100,87 @@ class RunningError:
         return -math.expm1(self.n * math.log1p(-self._fading))
 
 
-class _Durations(Collector):
-    """A histogram that takes many values at once: a step's waits, at a tenth of what one `observe` for each would cost."""
+class _Counts:
+    """How often a duration came, by the bounds of a histogram, and their sum: what a step adds here is made a metric at the scrape.
+
+    A tenth of what one `observe` of prometheus-client for each would cost.
+    """
+
+    __slots__ = ("_bounds", "_counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        edges = ["+Inf" if math.isinf(bound) else str(float(bound)) for bound in (*self._bounds, math.inf)]
+        return list(zip(edges, itertools.accumulate(map(float, self._counts)), strict=True))
+
+
+class _Waits(Collector):
+    """A histogram that takes many durations at once."""
 
     def __init__(self, described: Described, bounds: Sequence[float]) -> None:
         self._described = described
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self._counts = _Counts(bounds)
 
     def observe_all(self, values: Sequence[float]) -> None:
         for value in values:
-            self._counts[bisect.bisect_left(self._bounds, value)] += 1
-        self._sum += sum(values)
+            self._counts.add(value)
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        counts, total, below = list(self._counts), self._sum, 0
-        buckets = []
-        for bound, count in zip([*self._bounds, math.inf], counts, strict=True):
-            below += count
-            buckets.append((_edge(bound), float(below)))
-        yield HistogramMetricFamily(self._described.name, self._described.help, buckets=buckets, sum_value=total)
-
-
-def _edge(bound: float) -> str:
-    return "+Inf" if math.isinf(bound) else str(float(bound))
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts
+        yield HistogramMetricFamily(self._described.name, self._described.help, buckets=counts.buckets(), sum_value=counts.total)
 
 
 class StageTimer:
-    """Times the stage of a step, used with ``with``; its seconds add up in ``seconds``. It cannot be entered again while it runs.
+    """Times the stage of a step, used with ``with``. It cannot be entered again while it runs.
 
     Beside the time by the clock it counts that of the processor, of the thread that it is used on: the difference is waiting.
     """
 
-    __slots__ = ("_busy", "_count", "_observe", "_start", "seconds")
+    __slots__ = ("_busy", "_start", "busy_seconds", "counts")
 
-    def __init__(self, histogram: prometheus.Histogram, processor: prometheus.Counter) -> None:
-        self._observe = histogram.observe
-        self._count = processor.inc
+    def __init__(self) -> None:
+        self.counts = _Counts(_SECONDS)
+        self.busy_seconds = 0.0
         self._start = self._busy = 0.0
-        self.seconds = 0.0
 
     def __enter__(self) -> None:
         self._busy = time.thread_time()
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        passed = time.perf_counter() - self._start
-        self.seconds += passed
-        self._observe(passed)
-        self._count(time.thread_time() - self._busy)
+        self.counts.add(time.perf_counter() - self._start)
+        self.busy_seconds += time.thread_time() - self._busy
+
+    @property
+    def seconds(self) -> float:
+        """The time by the clock."""
+        return self.counts.total
+
+
+class _Stages(Collector):
+    """The timers of all stages, as the histogram and the counter that they are."""
+
+    def __init__(self, times: Described, busy: Described, timers: Mapping[Stage, StageTimer]) -> None:
+        self._times = times
+        self._busy = busy
+        self._timers = timers
+
+    def collect(self) -> Iterator[Metric]:
+        times = HistogramMetricFamily(self._times.name, self._times.help, labels=self._times.labels)
+        busy = CounterMetricFamily(self._busy.name, self._busy.help, labels=self._busy.labels)
+        for stage, timer in self._timers.items():
+            times.add_metric([stage], timer.counts.buckets(), timer.seconds)
+            busy.add_metric([stage], timer.busy_seconds)
+        yield times
+        yield busy
 
 
 class Metrics:
@@ -173,15 +205,21 @@ class Metrics:
         self.weighted = self._counter("updates_weighted_total", "Updates folded at less than full weight, by trainer.staleness_half_life.")
         self._requests = self._counter("requests_total", "Requests answered.")
         self._histories = self._counter(
-            "histories_total", "Support sets of rehearsed users looked at, by whether they had changed since the last time", "result"
+            "histories_total", "Support sets looked at, by whether they were as they had been left, or had to be read.", "result"
         )
+        self._of_histories = {result: self._histories.labels(result) for result in ("unchanged", "read")}
         self._stale = self._counter("requests_stale_total", "Requests answered without all interactions before them: the deadline passed.")
         self.forgotten = self._counter("forgotten_total", "Users forgotten because their profile became null.")
         self._micro_batch = self._histogram("micro_batch_events", "Events scored in one step.", _SIZES)
-        self._stages = self._histogram("step_stage_seconds", "Time of one step's stage.", _SECONDS, "stage")
-        self._processor = self._counter(
-            "stage_processor_seconds_total", "Processor time of a stage, of the step's own thread: without what it waited for.", "stage"
+        self._timers: dict[Stage, StageTimer] = {stage: StageTimer() for stage in STAGES}
+        times = self._describe("step_stage_seconds", "histogram", "Time of one step's stage.", "stage")
+        busy = self._describe(
+            "stage_processor_seconds_total",
+            "counter",
+            "Processor time of a stage, of the step's own thread: without what it waited for.",
+            "stage",
         )
+        self.registry.register(_Stages(times, busy, self._timers))
         self.transactions = self._histogram(
             "transaction_seconds",
             "Time of a step's transaction. The next step is computed meanwhile: what it waits is the stage `commit`.",
@@ -192,14 +230,14 @@ class Metrics:
             "histogram",
             "From an event's append to the log to the commit of its score, time in the topic included.",
         )
-        self._waits = _Durations(waits, _WAITS)
+        self._waits = _Waits(waits, _WAITS)
         self.registry.register(self._waits)
         answers = self._describe(
             "request_to_answer_seconds",
             "histogram",
             "From a request's append to the log to the commit of its answer, all waiting included.",
         )
-        self._answers = _Durations(answers, _WAITS)
+        self._answers = _Waits(answers, _WAITS)
         self.registry.register(self._answers)
         self._lag = self._gauge("lag_events", "Records of a partition not consumed yet.", "partition")
         self._error = self._gauge(
@@ -226,9 +264,6 @@ class Metrics:
         for group, error in self.running.items():
             self._error.labels(group, "mae").set_function(error.mae)
             self._error.labels(group, "rmse").set_function(error.rmse)
-        self._timers: dict[Stage, StageTimer] = {
-            stage: StageTimer(self._stages.labels(stage), self._processor.labels(stage)) for stage in STAGES
-        }
         self._of_kind = {kind: self._meta_updates.labels(kind) for kind in ("query", "rehearsal")}
         self._of_partition: dict[int, prometheus.Counter] = {}
         self._lag_of: dict[int, prometheus.Gauge] = {}
@@ -271,8 +306,8 @@ class Metrics:
 
     def observe_histories(self, *, unchanged: int, read: int) -> None:
         """Count support sets that were looked at: of those unchanged, what they had come to before was still at hand."""
-        self._histories.labels("unchanged").inc(unchanged)
-        self._histories.labels("read").inc(read)
+        self._of_histories["unchanged"].inc(unchanged)
+        self._of_histories["read"].inc(read)
 
     def observe_answers(self, waits: Sequence[float], *, stale: int, dead_letters: Sequence[str] = ()) -> None:
         """Take in committed answers: the seconds from each request to its answer, how many are stale, and why others were refused."""

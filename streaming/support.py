@@ -97,8 +97,8 @@ class SupportSets:
             return self._under_way.encoded[user] if isinstance(self._under_way.users[user], Support) else None
         return self.held.value(user)
 
-    def append(self, user: str, interaction: Interaction, source: Source) -> None:
-        """Stage that ``interaction`` happened; the oldest beyond ``size`` goes."""
+    def append(self, user: str, interaction: Interaction, source: Source) -> Support | None:
+        """Stage that ``interaction`` happened; the oldest beyond ``size`` goes. Returns the support set as it stood before."""
         before, staged = self.get(user), self._staged
         entry = (interaction.item, interaction.rating, interaction.timestamp)
         if before is None:
@@ -111,9 +111,10 @@ class SupportSets:
         if before is None:
             staged.users[user] = Support([entry], source, 1, self.ordinals_after, since)
             staged.ordinals += 1
-            return
+            return None
         kept = before.interactions[-self.size + 1 :] if self.size > 1 else []
         staged.users[user] = Support([*kept, entry], source, before.earlier + 1, before.ordinal, before.since)
+        return before
 
     def forget(self, user: str, offset: int) -> None:
         """Stage that nothing of ``user`` before this offset counts any more, and that nothing but this is kept."""

@@ -49,12 +49,36 @@ def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: li
         expected = history_of(sets.get(user))
         for _ in range(2):  # staged, and committed
             for _ in range(2):
-                (found,) = histories.of(sets, [user])
+                found = histories.of(sets, user)
                 assert (found.items, found.ratings) == (expected.items, expected.ratings)
             sets.begin(sets.changes())
             sets.commit()
-        first, again = histories.of(sets, [user, user])
-        assert first is again
+        assert histories.of(sets, user) is histories.of(sets, user)
+
+
+@given(EVENTS, st.sets(st.integers(0, 40)), st.booleans())
+def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int, int]], ends: set[int], fails: bool) -> None:
+    sets, histories, after_events = SupportSets(5), Histories(Metrics()), dict[str, History]()
+    for at, (user, item, rating) in enumerate(events):
+        history = after_events.get(user) or histories.of(sets, user)
+        before, expected = sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)), history_of(sets.get(user))
+        assert (history.items, history.ratings) == (history_of(before).items, history_of(before).ratings)
+        after = history.and_then(f"i{item}", float(rating), 5)
+        after_events.pop(user, None)
+        if after is not None:
+            after_events[user] = after
+        if at in ends:
+            changes = sets.changes()
+            sets.begin(changes)
+            histories.keep(changes, after_events)
+            kept, after_events = after_events, {}
+            if fails:
+                sets.discard_all()
+                continue
+            sets.commit()
+            found = histories.of(sets, user)
+            assert (found.items, found.ratings) == (expected.items, expected.ratings)
+            assert user not in kept or found is kept[user]
 
 
 def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
