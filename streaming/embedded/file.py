@@ -121,6 +121,8 @@ class LogFile:
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LogUnavailable(f"broker: {self.path} lies where processes cannot share memory; put it on a local disk")
         db.execute("PRAGMA wal_autocheckpoint = 0")
+        # Some builds of SQLite overwrite what is deleted: of old updates and versions, which retention removes, as much as is written anew.
+        db.execute("PRAGMA secure_delete = FAST")
         # Cut to less than this when it begins anew: so its size tells when it is full, and most of it need not be allocated again.
         db.execute(f"PRAGMA journal_size_limit = {checkpoints.BYTES * 15 // 16}")
         db.execute("BEGIN IMMEDIATE")  # A file that may only be read is noticed here, not at the first commit.
