@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from streaming.log import Log
     from streaming.peers import Scores
     from streaming.report import Report
+    from streaming.scored import RunReader
     from streaming.sources import Source
 
 LOOK_SECONDS = 0.05
+READ_ON_SECONDS = 2.0
+"""Between two looks at the scores that have come: so few are left to read at the end."""
 
 
 def fill(log: Log, settings: Settings, data: Path, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -66,8 +69,11 @@ def fill(log: Log, settings: Settings, data: Path, stop: Callable[[], bool] = la
     return True
 
 
-def report_on(log: Log, settings: Settings, out: Path, peers: Scores | None = None) -> Report:
-    """Report on the run whose journal is in ``out``, and leave the report there. ``peers`` are what the peers made of its events."""
+def report_on(log: Log, settings: Settings, out: Path, peers: Scores | None = None, reader: RunReader | None = None) -> Report:
+    """Report on the run whose journal is in ``out``, and leave the report there.
+
+    ``peers`` are what the peers made of its events, ``reader`` is one that has read some of it.
+    """
     report = build_report(
         log,
         public(settings),
@@ -75,6 +81,7 @@ def report_on(log: Log, settings: Settings, out: Path, peers: Scores | None = No
         limits=settings.event_limits(),
         prefix=settings.topic_prefix,
         peers=peers,
+        reader=reader,
     )
     write_report(report, out)
     return report
@@ -153,7 +160,7 @@ def main(config: Path, data: Path, out: Path) -> None:
     """Be the process beside: fill, say so in a line, learn what the peers make of it, and report once a line asks for it."""
     from consumers.layers import load
     from streaming.peers import peer_scores
-    from streaming.scored import read_events
+    from streaming.scored import RunReader
 
     asked = threading.Event()
     tie(asked.set)
@@ -163,11 +170,14 @@ def main(config: Path, data: Path, out: Path) -> None:
         fill(log, settings, data)
         typer.echo("filled")
         limits = settings.event_limits()
-        peers = peer_scores(read_events(log, limits, settings.topic_prefix), (limits.rating_min, limits.rating_max))
+        reader = RunReader(log, limits, settings.topic_prefix)
+        reader.read_on()
+        peers = peer_scores(reader.events(), (limits.rating_min, limits.rating_max))
         from streaming import plots  # noqa: F401  loaded while there is time
 
-        asked.wait()
-        report_on(log, settings, out, peers)
+        while not asked.wait(READ_ON_SECONDS):
+            reader.read_on()
+        report_on(log, settings, out, peers, reader)
     typer.echo("reported")
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from streaming.journal import History
 from streaming.log import Log
 from streaming.prequential import Bin, Errors, Result, coverage, difference, error_by_earlier, evaluate, normal_quantile, running_mae
-from streaming.scored import read_run
+from streaming.scored import RunReader
 from streaming.validation import Limits
 
 if TYPE_CHECKING:
@@ -103,19 +103,22 @@ def build_report(
     prefix: str = "",
     window: int = 20_000,
     peers: Scores | None = None,
+    reader: RunReader | None = None,
 ) -> Report:
     """Read the run of a topic ``prefix`` from the log, run the peers over its events, and compare.
 
     ``settings`` are reported as they are (secrets must be gone from them). ``limits`` are the worker's; their rating scale is the
     peers' scale. ``window`` is the number of events of ``last_window``. ``peers`` are scores that `streaming.peers.peer_scores` made of
-    these events before; they are made anew where events have come since. Raises as `streaming.scored.read_run` does, and `ValueError` for a
-    window below 1.
+    these events before; they are made anew where events have come since. ``reader`` is one of this run, which reads on.
+    Raises as `streaming.scored.read_run` does, and `ValueError` for a window below 1.
     """
     if window < 1:
         raise ValueError(f"window: {window} events, at least 1 is needed")
     limits = limits if limits is not None else Limits()
     scale = (limits.rating_min, limits.rating_max)
-    run = read_run(log, limits, prefix)
+    reader = RunReader(log, limits, prefix) if reader is None else reader
+    reader.read_on()
+    run = reader.run()
     if peers is None or any(len(score) != len(run) for score in peers.values()):
         # Only who needs the peers loads river.
         from streaming.peers import peer_scores

@@ -143,74 +143,87 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
     Raises `UnknownTopic` if one of them does not exist, `Malformed` for a record of ``scores`` that is none, `FormatMismatch` for one of
     another format, `OffsetOutOfRange` if retention overtakes the reader, and `LogUnavailable` if the broker stops answering.
     """
-    topic = f"{prefix}interactions"
-    users, items = _Ids(), _Ids()
-    # Scores first: a score that is visible now has its event before the end that is asked for later.
-    scores = _read_scores(log, f"{prefix}scores", topic, users, items)
-    dead_letters = sum(1 for _ in records(log, f"{prefix}dead-letters"))
-    events = _read_events(log, topic, limits, users, items)
-    return _join(topic, events, scores, users.texts, items.texts, dead_letters)
+    reader = RunReader(log, limits, prefix)
+    reader.read_on()
+    return reader.run()
 
 
-def read_events(log: Log, limits: Limits, prefix: str = "") -> Events:
-    """Read ``interactions`` alone, up to where it ends now. Raises as `read_run` does."""
-    events = _read_events(log, f"{prefix}interactions", limits, _Ids(), _Ids())
-    partition = np.asarray(events.partition, np.int64)
-    by_offset = np.lexsort((np.asarray(events.offset, np.int64), partition))
-    order = by_offset[_evaluation_order(partition[by_offset], np.asarray(events.timestamp, np.int64)[by_offset])]
-    user, item, rating = np.asarray(events.user, np.int64), np.asarray(events.item, np.int64), np.asarray(events.rating, np.float64)
-    return Events(user[order], item[order], rating[order])
+class RunReader:
+    """Reads a run while it is being made: what it has read is not read again. Its parameters are those of `read_run`."""
 
+    def __init__(self, log: Log, limits: Limits, prefix: str = "") -> None:
+        self._log, self._limits, self._prefix = log, limits, prefix
+        self._users, self._items = _Ids(), _Ids()
+        self._events, self._scores, self._dead_letters = _Events(), _Scores(), 0
+        self._next: dict[TopicPartition, int] = {}
 
-def records(log: Log, topic: str) -> Iterator[Record]:
-    """Yield every committed record of a topic that exists now, partitions by turns, each in offset order. Raises as `read_run` does."""
-    yield from present(log, [TopicPartition(topic, p) for p in range(_partitions(log, topic))], at_once=_POLL_RECORDS)
+    def read_on(self) -> None:
+        """Read up to where the topics end now. Raises as `read_run` does."""
+        # Scores first: a score that is visible now has its event before the end that is asked for later.
+        self._read_scores()
+        self._dead_letters += sum(1 for _ in self._records("dead-letters"))
+        self._read_events()
 
+    def events(self) -> Events:
+        """The events read so far."""
+        events = self._events
+        partition = np.asarray(events.partition, np.int64)
+        by_offset = np.lexsort((np.asarray(events.offset, np.int64), partition))
+        order = by_offset[_evaluation_order(partition[by_offset], np.asarray(events.timestamp, np.int64)[by_offset])]
+        user, item, rating = np.asarray(events.user, np.int64), np.asarray(events.item, np.int64), np.asarray(events.rating, np.float64)
+        return Events(user[order], item[order], rating[order])
 
-def _partitions(log: Log, topic: str) -> int:
-    settings = log.topics().get(topic)
-    if settings is None:
-        raise UnknownTopic(f"there is no topic {topic!r}")
-    return settings.partitions
+    def run(self) -> ScoredRun:
+        """What was read so far, joined."""
+        ids = self._users.texts, self._items.texts
+        return _join(f"{self._prefix}interactions", self._events, self._scores, *ids, self._dead_letters)
 
+    def _records(self, name: str) -> Iterator[Record]:
+        """The records of a topic that have come since the last time, each partition's in order of offset."""
+        for tp in (TopicPartition(f"{self._prefix}{name}", number) for number in range(self._partitions(name))):
+            for record in present(self._log, [tp], at_once=_POLL_RECORDS, since=self._next.get(tp, 0)):
+                yield record
+                self._next[tp] = record.offset + 1
 
-def _read_events(log: Log, topic: str, limits: Limits, users: _Ids, items: _Ids) -> _Events:
-    events = _Events()
-    partitions = _partitions(log, topic)
-    for record in records(log, topic):
-        try:
-            interaction = decode_interaction(record, limits, partitions=partitions)
-        except Malformed:
-            events.refused += 1
-            continue
-        events.partition.append(record.partition)
-        events.offset.append(record.offset)
-        events.user.append(users.intern(interaction.user))
-        events.item.append(items.intern(interaction.item))
-        events.rating.append(interaction.rating)
-        events.timestamp.append(interaction.timestamp)
-    return events
+    def _partitions(self, name: str) -> int:
+        topic = self._log.topics().get(f"{self._prefix}{name}")
+        if topic is None:
+            raise UnknownTopic(f"there is no topic {self._prefix + name!r}")
+        return topic.partitions
 
+    def _read_events(self) -> None:
+        events, partitions = self._events, self._partitions("interactions")
+        for record in self._records("interactions"):
+            try:
+                interaction = decode_interaction(record, self._limits, partitions=partitions)
+            except Malformed:
+                events.refused += 1
+                continue
+            events.partition.append(record.partition)
+            events.offset.append(record.offset)
+            events.user.append(self._users.intern(interaction.user))
+            events.item.append(self._items.intern(interaction.item))
+            events.rating.append(interaction.rating)
+            events.timestamp.append(interaction.timestamp)
 
-def _read_scores(log: Log, topic: str, source_topic: str, users: _Ids, items: _Ids) -> _Scores:
-    scores = _Scores()
-    for record in records(log, topic):
-        fields = decode(record.value, _ScoreFields, what=f"{topic}[{record.partition}] at offset {record.offset}")
-        if fields.source is None:
-            continue
-        name, partition, offset = fields.source
-        if name != source_topic or not (0 <= offset < 1 << _OFFSET_BITS and 0 <= partition < 1 << (63 - _OFFSET_BITS)):
-            scores.foreign += 1
-            continue
-        scores.partition.append(partition)
-        scores.offset.append(offset)
-        scores.user.append(users.intern(fields.user))
-        scores.item.append(items.intern(fields.item))
-        scores.score.append(fields.score)
-        scores.sd.append(float("nan") if fields.sd is None else fields.sd)
-        scores.model_version.append(fields.model_version)
-        scores.earlier.append(fields.earlier)
-    return scores
+    def _read_scores(self) -> None:
+        scores, source_topic = self._scores, f"{self._prefix}interactions"
+        for record in self._records("scores"):
+            fields = decode(record.value, _ScoreFields, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
+            if fields.source is None:
+                continue
+            name, partition, offset = fields.source
+            if name != source_topic or not (0 <= offset < 1 << _OFFSET_BITS and 0 <= partition < 1 << (63 - _OFFSET_BITS)):
+                scores.foreign += 1
+                continue
+            scores.partition.append(partition)
+            scores.offset.append(offset)
+            scores.user.append(self._users.intern(fields.user))
+            scores.item.append(self._items.intern(fields.item))
+            scores.score.append(fields.score)
+            scores.sd.append(float("nan") if fields.sd is None else fields.sd)
+            scores.model_version.append(fields.model_version)
+            scores.earlier.append(fields.earlier)
 
 
 def _join(topic: str, events: _Events, scores: _Scores, users: list[str], items: list[str], dead_letters: int) -> ScoredRun:

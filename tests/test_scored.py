@@ -15,7 +15,7 @@ from streaming.events import Interaction
 from streaming.log import Message
 from streaming.partitioner import partition_of
 from streaming.prequential import coverage, error_by_earlier, evaluate, running_mae
-from streaming.scored import count_earlier, read_run
+from streaming.scored import RunReader, count_earlier, read_run
 from streaming.validation import Limits
 from tests.reading_log import T0, a_log, put, put_score, score_of
 
@@ -103,6 +103,40 @@ def test_reads_the_topics_of_a_prefix(prefix: str) -> None:
     assert read_run(log, LIMITS, prefix).scored.all()
     with pytest.raises(UnknownTopic, match=r"absent\.scores"):
         read_run(log, LIMITS, "absent.")
+
+
+@given(st.lists(st.sampled_from(["event", "score", "letter", "refused", "look"]), max_size=30), st.integers(0, 2))
+def test_what_is_read_bit_by_bit_is_what_is_read_at_once(happens: list[str], gap: int) -> None:
+    log = a_log(3, gap=gap)
+    reader, events, scored = RunReader(log, LIMITS), list[tuple[Interaction, tuple[str, int, int]]](), 0
+    for number, what in enumerate(happens):
+        if what == "event":
+            event = Interaction(f"u{number % 4}", f"i{number % 3}", 3.0, T0 + number // 2)
+            events.append((event, put(log, event)))
+        elif what == "score" and scored < len(events):
+            put_score(log, score_of(*events[scored], 2.0 + number / 10))
+            scored += 1
+        elif what == "letter":
+            log.append([Message("dead-letters", None, b"whatever it is")])
+        elif what == "refused":
+            log.append([Message("interactions", b"a", b"\xc1", number % 3)])
+        elif what == "look":
+            reader.read_on()
+    reader.read_on()
+    found, expected = reader.run(), read_run(log, LIMITS)
+    for name in ("partition", "offset", "rating", "timestamp", "earlier", "scored", "score", "sd"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for run in (found, expected):
+        pairs = [(run.users[user], run.items[item]) for user, item in zip(run.user, run.item, strict=True)]
+        assert sorted(pairs) == sorted((event.user, event.item) for event, _ in events)
+    assert (found.scores, found.unscored, found.refused, found.dead_letters) == (
+        scored,
+        len(events) - scored,
+        happens.count("refused"),
+        happens.count("letter"),
+    )
+    assert found.scores_sha256 == expected.scores_sha256
+    assert [part.tolist() for part in reader.events()][2] == expected.rating.tolist()
 
 
 def test_an_empty_log_is_an_empty_run() -> None:
