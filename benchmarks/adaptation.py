@@ -40,6 +40,7 @@ from model.settings import PRESETS, FeatureSchema, ModelSettings
 from model.tasks import Task
 
 RESULTS = Path("benchmarks/results/adaptation.json")
+LARGE = Path("benchmarks/results/large-catalogue.json")
 ITEMS = 2_000
 CATALOGUE = 100_000
 SHAPE = 1.1
@@ -186,6 +187,12 @@ def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> Iterator[dict
         of.set_vector(of.vector.clone())
         items.candidates(asked[:1], [wanted])
 
+    new = itertools.count()
+
+    def after_a_profile() -> None:
+        of.items.set(f"new{next(new)}", {"release_year": 1990.0})
+        items.candidates(asked[:1], [wanted])
+
     for users in (1, 64) if not size else (1, 4):
         few = asked[:users]
         queries = [task._replace(query_items=["i0"], query_ratings=[0.0]) for task in few]
@@ -195,6 +202,7 @@ def best(size: int, seconds: float, catalogue: int = CATALOGUE) -> Iterator[dict
         }
         if users == 1:
             ways["after a new version"] = after_a_version
+            ways["after a new profile"] = after_a_profile
         if catalogue == CATALOGUE:
             ways["bare products"] = products_of(of, size, users)
         before = resident()
@@ -246,15 +254,22 @@ def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
 def main(
     seconds: Annotated[float, typer.Option(help="For each work.", min=1)] = 20.0,
     results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
-    catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form, shown and not kept.", min=1)] = None,
+    catalogue: Annotated[
+        int | None, typer.Option(help=f"Only the best of so many items, closed form; figures go to {LARGE}.", min=1)
+    ] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)  # As in a worker. What peers multiply by is torch's own.
     if catalogue is not None:
+        runs = []
         for run in best(0, 1.0, catalogue):
+            runs.append(run)
             shown = ", ".join(f"{name} {1e3 * float(np.median(took)) / run['users']:,.1f}" for name, took in run["seconds"].items())
             memory = ", ".join(f"{moment} {size / 1e6:,.0f}" for moment, size in run["resident"].items())
             console.print(f"{run['name']}: ms a user: {shown}; resident MB: {memory}", highlight=False)
+        results = LARGE if results == RESULTS else results
+        save(results, machine(), runs)
+        console.print(f"figures: {results}")
         return
     table = Table("", "threads", "engine users/s", "spread", "in a row", "times as long as the engine", title="Adaptation")
     runs = []

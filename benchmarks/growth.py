@@ -36,9 +36,10 @@ from consumers import lockstep
 from consumers.demo_files import SETTINGS as DEMO
 from consumers.settings import Settings
 from consumers.system import System
-from streaming.codec import encode
-from streaming.events import Interaction, Support
-from streaming.log import Message, TopicPartition
+from streaming.chunks import Joiner
+from streaming.codec import decode, encode
+from streaming.events import Interaction, Support, Update
+from streaming.log import Message, TopicPartition, present
 
 RESULTS = Path("benchmarks/results/growth.json")
 PLOTS = Path("docs/growth.svg")
@@ -83,7 +84,7 @@ def event(dice: random.Random, users: int, item: str) -> Message:
 
 
 def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
-    """Microseconds of the clock and of the processor that an event takes, here and now, and the peak of memory."""
+    """Microseconds of the clock and of the processor that an event takes, here and now, how many rows learn from it, the peak of memory."""
     dice, drawn = random.Random(1), popular(items)
     with tempfile.TemporaryDirectory() as folder, System(settings_of(Path(folder), support)) as system:
         trainer = system.trainer()
@@ -116,9 +117,18 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
             trainer.catch_up()
             took.append((time.perf_counter() - began, time.process_time() - busy))
         reader.close()
+        rows = rows_learned(system) / (len(took) * size)
     took = took[len(took) // 2 :]  # What is compiled or looked up for the first time is not what a step costs.
     clock, processor = (1e6 * statistics.median(step) / size for step in zip(*took, strict=True))
-    return {"clock_us": clock, "processor_us": processor, "steps": len(took), "memory_peak_bytes": memory_peak()}
+    return {"clock_us": clock, "processor_us": processor, "rows": rows, "steps": len(took), "memory_peak_bytes": memory_peak()}
+
+
+def rows_learned(system: System) -> int:
+    """How many rows of embedding tables the updates in the log hold a gradient of."""
+    joiner, topic = Joiner(), system.topics["updates"].name
+    values = filter(None, map(joiner.feed, present(system.log, [TopicPartition(topic, 0)])))
+    updates = (decode(value, Update, what="an update") for value in values)
+    return sum(len(rows.ids) for update in updates for rows in update.rows.values())
 
 
 def apart(size: dict[str, int], events: int) -> dict[str, Any]:
@@ -160,11 +170,15 @@ def main(
         {"curve": curve, "size": size} | BASE | {curve: size} | apart(BASE | {curve: size}, events)
         for curve, size in track([each for _ in range(repetitions) for each in cases], "growth", console=console)
     ]
-    table = Table("", "size", "µs of processor an event", "µs by the clock", "resident MB", title="`fast` in lockstep")
+    table = Table(
+        "", "size", "µs of processor an event", "µs by the clock", "rows that learn, an event", "resident MB", title="`fast` in lockstep"
+    )
     for curve, size in cases:
         found = [run for run in runs if (run["curve"], run["size"]) == (curve, size)]
         medians = [f"{statistics.median(run[key] for run in found):,.0f}" for key in ("processor_us", "clock_us")]
-        table.add_row(curve, f"{size:,}", *medians, f"{max(run['memory_peak_bytes'] for run in found) / 1e6:,.0f}")
+        table.add_row(
+            curve, f"{size:,}", *medians, f"{found[0]['rows']:.1f}", f"{max(run['memory_peak_bytes'] for run in found) / 1e6:,.0f}"
+        )
     console.print(table)
     save(results, machine() | {"base": BASE, "events": events}, runs)
     plot(runs).savefig(plots, metadata={"Date": None})

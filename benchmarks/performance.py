@@ -131,13 +131,25 @@ def limit(runs: Sequence[Run]) -> str:
 
 def catalogue(runs: Sequence[Run]) -> str:
     """Milliseconds a user, the median of the repetitions."""
-    ways = ("adapt", "adapt and choose", "after a new version", "bare products")
+    ways = ("adapt", "adapt and choose", "after a new version", "after a new profile", "bare products")
 
     def cells(run: Run) -> list[str]:
         took = run["seconds"]
         return [run["name"], *(f"{1e3 * statistics.median(took[way]) / run['users']:.2f}" if way in took else "" for way in ways)]
 
     return table(["", *(f"{way}, ms" for way in ways)], map(cells, runs))
+
+
+def large_catalogue(runs: Sequence[Run]) -> str:
+    """The same of many more items, in seconds a user, and what it takes."""
+    ways = ("adapt and choose", "after a new version", "after a new profile")
+
+    def cells(run: Run) -> list[str]:
+        took, memory = run["seconds"], run["resident"]
+        seconds = (f"{statistics.median(took[way]) / run['users']:.2f}" if way in took else "" for way in ways)
+        return [run["name"], *seconds, f"{memory['before'] / 1e6:,.0f}", f"{memory['peak'] / 1e6:,.0f}"]
+
+    return table(["", *(f"{way}, s" for way in ways), "resident before, MB", "at most, MB"], map(cells, runs))
 
 
 def growth(runs: Sequence[Run]) -> str:
@@ -150,9 +162,12 @@ def growth(runs: Sequence[Run]) -> str:
         low, high = min(run["processor_us"] for run in found), max(run["processor_us"] for run in found)
         middle = statistics.median(run["processor_us"] for run in found)
         memory = max(run["memory_peak_bytes"] for run in found) / 1e6
-        return [f"{case[1]:,} {case[0]}", f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{memory:,.0f}"]
+        rows = f"{found[0]['rows']:.1f}"
+        return [f"{case[1]:,} {case[0]}", f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", rows, f"{memory:,.0f}"]
 
-    return table(["", "us of processor an event", "of all repetitions", "resident MB"], (cells(*item) for item in cases.items()))
+    return table(
+        ["", "us of processor an event", "of all repetitions", "rows that learn", "resident MB"], (cells(*item) for item in cases.items())
+    )
 
 
 def stream(runs: Sequence[Run]) -> str:
@@ -187,6 +202,7 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "adaptation": adaptation(runs("adaptation.json", "adaptation")),
         "limit": limit(runs("adaptation.json", "adaptation")),
         "catalogue": catalogue(runs("adaptation.json", "catalogue")),
+        "large-catalogue": large_catalogue(runs("large-catalogue.json")),
         "growth": growth(runs("growth.json")),
         "stream": stream(runs("stream.json")),
     }

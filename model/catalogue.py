@@ -9,12 +9,14 @@ The products only choose. Whoever ranks scores the chosen few as any query is sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -28,7 +30,11 @@ BLOCK_ITEMS = 16_384
 SCORES_AT_ONCE = 16_777_216
 """Scores held at once, 64 MB: users are taken by as many as fit, at least one."""
 TABLE_BYTES = 268_435_456
-"""What is kept of items between questions; of those past it everything is made anew each time."""
+"""What is kept of items as a version sees them; past it that is made anew for each question, from encoded profiles, which are kept."""
+ADDED_ITEMS = 1_024
+"""Items that were added later, in a block: the last one is made anew whenever there is one more."""
+MOST_STALE = 1_024
+"""Items that may have changed before everything is made anew; of a large catalogue, a thousandth."""
 MARGIN = 1e-4
 """Of the width of the scale: how far a score from the table may be from the one that the engine finds. Measured: some 1e-7."""
 
@@ -40,42 +46,152 @@ class Block(NamedTuple):
     start: Tensor | None
 
 
+class Keys(Sequence[str]):
+    """Every item with a profile, rated or not, and every item that the model version has an id row for; what was `added` since comes last.
+
+    The texts are those that the model has. An item that has a row alone is named by the row's key, less the name of the feature; that is
+    made when it is asked for, since ten million more texts are most of a gigabyte.
+    """
+
+    def __init__(self, model: Mamo) -> None:
+        self._table = model.item_table
+        self._features = model.items.features
+        self._starts = tuple(f"{name}=" for name, feature in model.items.schema.items() if feature.kind == "id")
+        self._profiled = list(self._features)
+        self._seen = 0
+        self._provisional = set[int]()
+        """Rows that may come to be the version's."""
+        self._rows = np.fromiter(self._admitted(), np.int32)
+        self.first = len(self._profiled) + len(self._rows)
+        """How many there were at first."""
+        self.added = list[str]()
+
+    def __len__(self) -> int:
+        return self.first + len(self.added)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        places = range(len(self))[place]
+        return self._key(places) if isinstance(places, int) else list(map(self._key, places))
+
+    def in_version(self, key: str) -> bool:
+        """Whether the model version has an id row for an item."""
+        return any(name in self._table.rows and name not in self._table.provisional for name in self._names(key))
+
+    def lost_profile(self, key: str) -> None:
+        """An item has no profile any more, but stays if the version has an id row for it, and comes back once it has."""
+        self._provisional.update(self._table.rows[name] for name in self._names(key) if name in self._table.rows)
+
+    def admitted(self) -> list[str]:
+        """The items without a profile whose id rows the version has, but for those that were among all before."""
+        return list(map(self._of_row, self._admitted()))
+
+    def _admitted(self) -> Iterator[int]:
+        keys, provisional = self._table.keys, self._table.provisional
+        for row in itertools.chain(list(self._provisional), range(self._seen, len(keys))):
+            self._provisional.discard(row)
+            if keys[row].startswith(self._starts) and self._of_row(row) not in self._features:
+                # What was only asked for has a provisional row: an answer must not depend on what was asked before.
+                if keys[row] in provisional:
+                    self._provisional.add(row)
+                else:
+                    yield row
+        self._seen = len(keys)
+
+    def _names(self, key: str) -> list[str]:
+        return [f"{start}{key}" for start in self._starts]
+
+    def _of_row(self, row: int) -> str:
+        return self._table.keys[row].partition("=")[2]
+
+    def _key(self, place: int) -> str:
+        if place >= self.first:
+            return self.added[place - self.first]
+        return self._profiled[place] if place < len(self._profiled) else self._of_row(self._rows[place - len(self._profiled)])
+
+
+class Encoded(NamedTuple):
+    """The profiles of a block's items, both (m, slots) and as narrow as they go, and the layout of the table that they hold for."""
+
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    layout: int
+
+
 class Catalogue:
-    """All items that a model knows of: with a profile, rated or not, or with a row of their own in the model version."""
+    """All items that a model knows of: with a profile, rated or not, or with a row of their own in the model version.
+
+    An item that is new, or whose profile changes, is added behind all others. What stood for it before stays where it is, and may be
+    among the best by what it was: so as many more are looked at.
+    """
 
     def __init__(self, model: Mamo, *, table_bytes: int = TABLE_BYTES) -> None:
         self.model = model
-        self.keys: list[str] = []
         self._room = table_bytes
-        self._known: tuple[int, int, int] | None = None
-        self._version: Tensor | None = None
-        self._kept = 0
-        self._encoded: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._blocks: dict[int, Block] = {}
+        self._begin_anew()
 
-    def renew(self) -> list[str]:
-        """Take note of what has changed since the last time; returns all keys."""
-        model, items = self.model, self.model.items
-        items.begin()
-        known = items.revision, items.table.known, items.table.layout
-        if known != self._known:
-            self._known, self._kept, self._encoded, self._blocks = known, 0, {}, {}
-            self.keys = keys(model)
-        if self._version is not model.vector:
-            self._version, self._blocks = model.vector, {}
-        return self.keys
+    def _begin_anew(self) -> None:
+        self.keys = Keys(self.model)
+        self._layout, self._revision = self.model.item_table.layout, self.model.items.revision
+        self._stale = 0
+        """How many of the keys at most stand for what they no longer are."""
+        self._gone = set[str]()
+        self._encoded: dict[int, Encoded] = {}
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        self._version, self._kept = self.model.vector, 0
+        self._blocks: dict[int, Block] = {}
+        """By the place where they begin; of the last one, which may have grown since, that which is longest."""
+
+    def renew(self) -> None:
+        """Take note of what has changed since the last time."""
+        self.model.items.begin()
+        if not self._follow():
+            self._begin_anew()
+        if self._version is not self.model.vector:
+            self._forget_blocks()
+
+    def _follow(self) -> bool:
+        """Add what has changed; False where that has become so much that all is better taken anew, or where rows have moved."""
+        items, keys = self.model.items, self.keys
+        changes = None if self._layout != self.model.item_table.layout else items.changed_since(self._revision)
+        if changes is None:
+            return False
+        self._revision = items.revision
+        for key, known in changes:
+            self._stale += known or keys.in_version(key)
+            if key not in items.features:
+                self._gone.add(key)
+                keys.lost_profile(key)
+        added = [key for key, _ in changes if key in items.features] + keys.admitted()
+        self._gone.difference_update(added)
+        keys.added += added
+        return self._stale <= max(MOST_STALE, keys.first // 1_000) and len(keys.added) <= max(MOST_STALE, keys.first // 4)
+
+    def every(self) -> list[str]:
+        """All of them as they are known now, each once."""
+        return self._standing(self.keys)
+
+    def _standing(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in dict.fromkeys(keys) if key not in self._gone]
 
     def candidates(self, tasks: Sequence[Task], wanted: Sequence[int]) -> list[list[str]]:
         """For each task, without its query, items among which the best so many are, whoever breaks ties by key: a few more than wanted."""
-        if not tasks or not self.renew():
+        self.renew()
+        if not tasks or not self.keys:
             return [[] for _ in tasks]
         if self.model.plain:
-            return [list(self.keys) for _ in tasks]  # No table serves settings that no engine serves.
+            return [self.every() for _ in tasks]  # No table serves settings that no engine serves.
         found = []
         at_once = max(1, SCORES_AT_ONCE // len(self.keys))
         for start in range(0, len(tasks), at_once):
             scores = self._scores(tasks[start : start + at_once])
-            found += [self._choose(row, count) for row, count in zip(scores, wanted[start : start + at_once], strict=True)]
+            for row, count in zip(scores, wanted[start : start + at_once], strict=True):
+                found.append(self._standing(self._choose(row, count + self._stale)))
         return found
 
     def _choose(self, scores: Tensor, wanted: int) -> list[str]:
@@ -136,17 +252,15 @@ class Catalogue:
                 scores[number, place] = scorer(block)
 
     def _all(self) -> Iterator[tuple[slice, Block]]:
-        for start in range(0, len(self.keys), BLOCK_ITEMS):
-            block = self._blocks.get(start)
-            yield slice(start, min(start + BLOCK_ITEMS, len(self.keys))), self._made(start) if block is None else block
+        first, end = self.keys.first, len(self.keys)
+        starts = [*range(0, first, BLOCK_ITEMS), *range(first, end, ADDED_ITEMS), end]
+        for place in itertools.starmap(slice, itertools.pairwise(starts)):
+            block = self._blocks.get(place.start)
+            yield place, self._made(place) if block is None or len(block.table) != place.stop - place.start else block
 
-    def _made(self, start: int) -> Block:
-        model, items = self.model, self.model.items
-        encoded = self._encoded.get((start, items.table.layout))
-        if encoded is None:
-            items.begin()  # Places given before are let go once they are too many, and rows that no version holds.
-            encoded = items.encoded(items.places(self.keys[start : start + BLOCK_ITEMS]))
-        p_i, bias = items.embedded(encoded[0].numpy(), encoded[1].numpy())
+    def _made(self, place: slice) -> Block:
+        model, encoded = self.model, self._profiles(place)
+        p_i, bias = model.items.embedded(encoded.rows.astype(np.int64), encoded.weights)
         if model.closed_form:
             phi = model.arrays()
             e_i = engine.network([phi[name] for name in model.item_names], p_i, model.settings.activation).output
@@ -155,13 +269,26 @@ class Catalogue:
         else:
             layers, profiles = [model.phi[name] for name in model.item_names], torch.from_numpy(p_i)
             block = Block(profiles, torch.addmm(layers[1], profiles, layers[0]) if len(layers) > 2 else None)
-        if (start, items.table.layout) not in self._encoded:
-            size = sum(part.nbytes for part in (*encoded, *block) if part is not None)
-            if self._kept + size > self._room:
-                return block
-            self._kept += size
-        self._encoded[start, items.table.layout], self._blocks[start] = encoded, block
+        if (shorter := self._blocks.pop(place.start, None)) is not None:
+            self._kept -= size(shorter)
+        if self._kept + size(block) <= self._room:
+            self._kept += size(block)
+            self._blocks[place.start] = block
         return block
+
+    def _profiles(self, place: slice) -> Encoded:
+        items = self.model.items
+        encoded = self._encoded.get(place.start)
+        if encoded is None or encoded.layout != items.table.layout or len(encoded.rows) != place.stop - place.start:
+            items.begin()  # Rows that no version holds are let go once they are too many.
+            rows, weights = items.encoded_of(self.keys[place])
+            encoded = self._encoded[place.start] = Encoded(rows.astype(np.int32), weights, items.table.layout)
+        return encoded
+
+
+def size(block: Block) -> int:
+    """Bytes."""
+    return sum(part.nbytes for part in block if part is not None)
 
 
 class Scorer:
@@ -205,14 +332,3 @@ def joined(run: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     for next_weight, next_bias in run[1:]:
         weight, bias = weight @ next_weight, bias @ next_weight + next_bias
     return weight, bias
-
-
-def keys(model: Mamo) -> list[str]:
-    """Every item with a profile, rated or not, and every item that the model version has an id row for."""
-    known = dict.fromkeys(model.items.features)
-    names = [name for name, feature in model.items.schema.items() if feature.kind == "id"]
-    # What was only asked for, or is too new for the version, has a provisional row: an answer must not depend on what was asked before.
-    rows = [key for key in model.item_table.keys if key not in model.item_table.provisional]
-    for name in names:
-        known |= dict.fromkeys(key.removeprefix(f"{name}=") for key in rows if key.startswith(f"{name}="))
-    return list(known)

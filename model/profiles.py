@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,9 @@ from model.tables import Table
 
 if TYPE_CHECKING:
     from model.numbering import Floats, Numbers
+
+CHANGES = 4096
+"""Profiles set or dropped last that `Profiles.changed_since` can tell of."""
 
 
 class Profiles:
@@ -33,6 +38,7 @@ class Profiles:
         self.refused = 0
         self.revision = 0
         """Counts the profiles that were set or dropped."""
+        self._changed: deque[tuple[str, bool]] = deque(maxlen=CHANGES)
         self.spans: list[tuple[int, int]] = []
         start = 0
         for feature in schema.values():
@@ -60,6 +66,7 @@ class Profiles:
         Beyond ``remember`` profiles a new one is refused and counted: its owner is served as one without a profile.
         """
         self.revision += 1
+        self._changed.append((key, key in self.features))
         if features is None:
             self.features.pop(key, None)
             if (place := self._places.pop(key, None)) is not None:
@@ -71,7 +78,12 @@ class Profiles:
         else:
             self.refused += 1
         if (place := self._places.get(key)) is not None:
-            self._write(place, key)
+            self._rows[place], self._weights[place] = self._encode(key)
+
+    def changed_since(self, revision: int) -> list[tuple[str, bool]] | None:
+        """The keys of profiles that were set or dropped since, each with whether it had one before; None where they were too many."""
+        count = self.revision - revision
+        return None if count > len(self._changed) else list(islice(self._changed, len(self._changed) - count, None))
 
     def entries(self, key: str) -> list[list[Entry]]:
         """What the profile of ``key`` is encoded to, feature by feature."""
@@ -99,17 +111,20 @@ class Profiles:
             if place == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
                 self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
-            self._write(place, key)
+            self._rows[place], self._weights[place] = self._encode(key)
         return place
 
-    def _write(self, place: int, key: str) -> None:
-        self._weights[place] = 0
-        for (start, end), entries in zip(self.spans, self.entries(key), strict=True):
-            rows = self.table.lookup(entry.key for entry in entries)
+    def _encode(self, key: str) -> tuple[list[int], list[float]]:
+        """Row numbers and weights of the profile of ``key``, both (slots,)."""
+        features, rows, weights = self.entries(key), list[int](), list[float]()
+        found, at = self.table.lookup([entry.key for entries in features for entry in entries]), 0
+        for (start, end), entries in zip(self.spans, features, strict=True):
+            spare = end - start - len(entries)
             # A slot without a value repeats the first row at weight 0, so that nothing but what the profile names is ever touched.
-            self._rows[place, start:end] = rows[0]
-            self._rows[place, start : start + len(rows)] = rows
-            self._weights[place, start : start + len(rows)] = [entry.weight for entry in entries]
+            rows += found[at : at + len(entries)] + spare * [found[at]]
+            weights += [entry.weight for entry in entries] + spare * [0.0]
+            at += len(entries)
+        return rows, weights
 
     @property
     def cells(self) -> Numbers:
@@ -122,6 +137,20 @@ class Profiles:
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """Row numbers and weights of places, both of shape (len(places), slots)."""
         return torch.from_numpy(self._rows.take(places, 0)), torch.from_numpy(self._weights.take(places, 0))
+
+    def encoded_of(self, keys: Sequence[str]) -> tuple[Numbers, Floats]:
+        """As `encoded` of the places of keys, of which those without one are given none. ``keys`` are not empty."""
+        places = [self._places.get(key, -1) for key in keys]
+        rows, weights = self._rows.take(places, 0), self._weights.take(places, 0)
+        missing, of_rows, of_weights = [number for number, place in enumerate(places) if place < 0], list[int](), list[float]()
+        for number in missing:
+            # Not as lists of lists: Python's collector would look through them again and again, which takes as long as the rest.
+            encoded = self._encode(keys[number])
+            of_rows += encoded[0]
+            of_weights += encoded[1]
+        rows[missing] = np.array(of_rows, np.int64).reshape(-1, self.slots)
+        weights[missing] = np.array(of_weights, np.float32).reshape(-1, self.slots)
+        return rows, weights
 
     def embed(self, rows: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Sum each feature's weighted rows: (n, slots) into ``values`` (m, width) -> (n, features, width)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import catalogue
-from model.catalogue import Block, Catalogue
+from model.catalogue import Catalogue
 from model.mamo import Mamo
 from model.meta import predict
 from model.settings import ModelSettings
@@ -61,7 +61,7 @@ def model(request: pytest.FixtureRequest) -> Mamo:
 def test_the_table_gives_each_item_the_score_that_it_has_as_a_query(model: Mamo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "BLOCK_ITEMS", 64)
     items = Catalogue(model)
-    keys = items.renew()
+    keys = items.every()
     assert len(keys) == 150
     scores = items._scores(TASKS).clamp(1.0, 5.0)
     for row, task in zip(scores, TASKS, strict=True):
@@ -75,7 +75,7 @@ def test_the_best_are_among_the_candidates(model: Mamo, wanted: int, by: float) 
     model.item_table.values *= by
     items = Catalogue(model)
     for task, found in zip(TASKS, items.candidates(TASKS, [wanted] * 3), strict=True):
-        best = [item for _, item in of_all(model, task, items.keys)[:wanted]]
+        best = [item for _, item in of_all(model, task, items.every())[:wanted]]
         assert set(best) <= set(found)
         assert len(set(found)) == len(found)
 
@@ -87,7 +87,7 @@ def test_candidates_are_few_more_than_wanted() -> None:
 
 def test_where_inner_steps_come_before_the_solve_every_item_is_a_candidate() -> None:
     items = Catalogue(stocked(CLOSED | {"inner_steps": 1}))
-    assert items.candidates(TASKS[:1], [3]) == [items.keys]
+    assert items.candidates(TASKS[:1], [3]) == [items.every()]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,55 +96,140 @@ def test_where_inner_steps_come_before_the_solve_every_item_is_a_candidate() -> 
     wanted=st.integers(1, 12),
 )
 def test_ties_and_scores_beyond_the_scale_leave_the_best_by_key(scores: list[float], wanted: int) -> None:
-    items = Catalogue(small_model(**CLOSED))
-    items.keys = [f"i{(number * 7) % 31:02d}" for number in range(len(scores))]
+    items = Catalogue(Mamo(ModelSettings(**CLOSED), SCHEMA, (1.0, 5.0)))
+    keys = items.keys.added = [f"i{(number * 7) % 31:02d}" for number in range(len(scores))]
     found = items._choose(torch.tensor(scores, dtype=torch.float64), wanted)
     shown = [3.0 if np.isnan(score) else min(5.0, max(1.0, score)) for score in scores]
-    best = sorted((-score, key) for score, key in zip(shown, items.keys, strict=True))[:wanted]
+    best = sorted((-score, key) for score, key in zip(shown, keys, strict=True))[:wanted]
     assert {key for _, key in best} <= set(found)
 
 
 def test_what_changes_is_renewed_and_what_does_not_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "BLOCK_ITEMS", 100)
     model = stocked(CLOSED)
     items = Catalogue(model)
-    made = list[int]()
-    make = items._made
+    made, make = list[slice](), items._made
 
-    def count(start: int) -> Block:
-        made.append(start)
-        return make(start)
+    def counted(place: slice) -> catalogue.Block:
+        made.append(place)
+        return make(place)
 
-    monkeypatch.setattr(items, "_made", count)
+    monkeypatch.setattr(items, "_made", counted)
 
-    def check() -> None:
+    def check(*expected: slice) -> None:
+        made.clear()
         (found,) = items.candidates(TASKS[:1], [5])
-        assert {item for _, item in of_all(model, TASKS[0], items.keys)[:5]} <= set(found)
+        assert {item for _, item in of_all(model, TASKS[0], items.every())[:5]} <= set(found)
+        assert made == list(expected)
 
+    both = slice(0, 100), slice(100, 150)
+    check(*both)
     check()
-    check()
-    assert made == [0]
     model.set_vector(model.vector + 0.1)  # a new version
-    check()
-    assert made == [0, 0]
+    check(*both)
     model.items.set("i9", {"genre": ["war"]})  # a new profile
-    check()
-    assert made == [0, 0, 0]
+    check(slice(150, 151))
     model.items.set("unrated", {"genre": ["crime"]})
+    check(slice(150, 152))
+    model.item_table.lookup(["id=seen"])
     check()
-    assert "unrated" in items.keys
     model.item_table.admit(["id=seen"])
-    assert "seen" in items.renew()
+    check(slice(150, 153))
+    assert {"unrated", "seen"} <= set(items.every())
+    model.items.set("unrated", None)
+    check()
+    assert "unrated" not in items.every()
+    model.item_table.clear()
+    model.item_table.admit(["id=i1", "id=i2", "id=i7", "id=i30"])
+    check(slice(0, 100), slice(100, 149))  # i0 had a row alone, and so had what was seen
+
+
+class Served(NamedTuple):
+    """What a catalogue should hold, as sets say it."""
+
+    profiles: set[str]
+    rows: set[str]
+
+
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["profile", "drop", "look", "admit", "profile", "drop", "clear"]), st.integers(0, 2), st.booleans()),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(changes=CHANGES, at_once=st.integers(1, 4), stale=st.sampled_from([0, 2, 1000]))
+def test_whatever_changes_the_best_are_among_the_candidates(
+    changes: list[tuple[str, int, bool]], at_once: int, stale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BLOCK_ITEMS": 3, "ADDED_ITEMS": at_once, "MOST_STALE": stale}.items():
+        monkeypatch.setattr(catalogue, name, value)
+    model = small_model(**CLOSED)
+    expected = Served(set(model.items.features), {key.removeprefix("id=") for key in model.item_table.export()[0] if key.startswith("id=")})
+    items, rng = Catalogue(model), np.random.default_rng(1)
+    for what, number, asked in [*changes, ("look", 0, True)]:
+        key = f"n{number}"
+        if what == "profile":
+            model.items.set(key, {"genre": [str(rng.choice(["drama", "crime", "war"]))]})
+            expected.profiles.add(key)
+        elif what == "drop":
+            model.items.set(key, None)
+            expected.profiles.discard(key)
+        elif what == "look":
+            model.item_table.lookup([f"id={key}"])
+        elif what == "admit":
+            rows = model.item_table.admit([f"id={key}"])
+            model.item_table.values[rows] = torch.from_numpy(rng.standard_normal((1, model.item_table.width)))
+            model.set_vector(model.vector.clone())  # Rows change with the version alone.
+            expected.rows.add(key)
+        elif what == "clear":
+            model.item_table.clear()
+            expected.rows.clear()
+        if asked:
+            (found,) = items.candidates(TASKS[:1], [2])
+            assert sorted(items.every()) == sorted(expected.profiles | expected.rows)
+            assert len(set(found)) == len(found)
+            assert set(found) <= set(items.every())
+            assert {item for _, item in of_all(model, TASKS[0], items.every())[:2]} <= set(found)
 
 
 def test_past_its_bound_a_table_is_made_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stocked(CLOSED)
     monkeypatch.setattr(catalogue, "BLOCK_ITEMS", 50)
-    whole, bounded = Catalogue(model), Catalogue(model, table_bytes=9_000)
+    whole, bounded = Catalogue(model), Catalogue(model, table_bytes=4_000)
     assert bounded.candidates(TASKS, [5] * 3) == whole.candidates(TASKS, [5] * 3)
     assert len(whole._blocks) == 3
     assert 0 < len(bounded._blocks) < 3
     monkeypatch.setattr(catalogue, "SCORES_AT_ONCE", 1)  # users go one by one then
     assert bounded.candidates(TASKS, [5] * 3) == whole.candidates(TASKS, [5] * 3)
+
+
+def test_of_more_items_than_are_remembered_the_best_are_the_same_and_none_is_given_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stocked(CLOSED)
+    monkeypatch.setattr(catalogue, "BLOCK_ITEMS", 50)
+    expected = Catalogue(model).candidates(TASKS, [5] * 3)
+    for kept in (0, 1 << 20):
+        model.items.remember = 20
+        model.items._forget()
+        assert Catalogue(model, table_bytes=kept).candidates(TASKS, [5] * 3) == expected
+        assert model.items._places.keys() <= {*TASKS[0].support_items, *TASKS[1].support_items, Catalogue(model).keys[0]}
+        model.items.remember = 1000
+
+
+ITEMS = st.sets(st.sampled_from(["a", "b=c", "d", "e", "=f"]))
+
+
+@given(profiled=ITEMS, admitted=ITEMS, asked=ITEMS)
+def test_the_keys_are_all_that_have_a_profile_or_a_row_in_the_version(profiled: set[str], admitted: set[str], asked: set[str]) -> None:
+    model = Mamo(ModelSettings(**CLOSED), SCHEMA, (1.0, 5.0))
+    for key in sorted(profiled):
+        model.items.set(key, {"genre": "drama"})
+    model.item_table.admit([*(f"id={key}" for key in sorted(admitted)), "genre=drama"])
+    model.item_table.lookup(f"id={key}" for key in sorted(asked))
+    keys = Catalogue(model).keys
+    assert sorted(keys) == sorted(profiled | admitted)
+    assert keys[:] == list(keys)
+    assert keys[1:] == [keys[place] for place in range(1, len(keys))]
 
 
 def test_an_empty_catalogue_has_no_best() -> None:
