@@ -55,6 +55,8 @@ class Keys(Sequence[str]):
 
     def __init__(self, model: Mamo) -> None:
         self._table = model.item_table
+        # Not what the table has by then: where rows are laid out anew, while a question is answered, it has another list.
+        self._of_rows = model.item_table.keys
         self._features = model.items.features
         self._starts = tuple(f"{name}=" for name, feature in model.items.schema.items() if feature.kind == "id")
         self._profiled = list(self._features)
@@ -90,7 +92,7 @@ class Keys(Sequence[str]):
         return list(map(self._of_row, self._admitted()))
 
     def _admitted(self) -> Iterator[int]:
-        keys, provisional = self._table.keys, self._table.provisional
+        keys, provisional = self._of_rows, self._table.provisional
         for row in itertools.chain(list(self._provisional), range(self._seen, len(keys))):
             self._provisional.discard(row)
             if keys[row].startswith(self._starts) and self._of_row(row) not in self._features:
@@ -105,7 +107,7 @@ class Keys(Sequence[str]):
         return [f"{start}{key}" for start in self._starts]
 
     def _of_row(self, row: int) -> str:
-        return self._table.keys[row].partition("=")[2]
+        return self._of_rows[row].partition("=")[2]
 
     def _key(self, place: int) -> str:
         if place >= self.first:

@@ -193,6 +193,23 @@ def test_whatever_changes_the_best_are_among_the_candidates(
             assert {item for _, item in of_all(model, TASKS[0], items.every())[:2]} <= set(found)
 
 
+def test_rows_that_move_while_a_question_is_answered_do_not_change_whose_they_are() -> None:
+    model = stocked(CLOSED, items=20)
+    table = model.item_table
+    table.lookup(["id=asked"])
+    rows = table.admit([f"id=later{number}" for number in range(5)])
+    table.values[rows] = torch.from_numpy(3 * np.random.default_rng(3).standard_normal((5, table.width)))
+    items, unknown = Catalogue(model), [f"x{number}" for number in range(60)]
+    table.max_rows = 50
+    before = table.layout
+    task = Task("ann", unknown, [3.0] * 60, [], [])
+    (found,) = items.candidates([task], [3])
+    assert table.layout > before, "the place of the row that was only looked up is another's"
+    table.max_rows = 1000
+    assert {item for _, item in of_all(model, task, items.every())[:3]} <= set(found)
+    assert {f"later{number}" for number in range(5)} <= set(items.every())
+
+
 def test_past_its_bound_a_table_is_made_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stocked(CLOSED)
     monkeypatch.setattr(catalogue, "BLOCK_ITEMS", 50)
