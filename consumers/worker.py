@@ -174,9 +174,9 @@ class Worker:
             raise
         partition.offset = after
         partition.support.begin(changes)
-        self.histories.keep(changes, after_events)
         self.tables.begun(tables.positions)
         partition.under_way = UnderWay(commit, begun, report, position.value or b"", tables)
+        self.histories.keep(changes, after_events)
         return finished
 
     def finish(self, number: int, *, wait: bool = True) -> StepReport | None:
