@@ -170,14 +170,14 @@ def main(config: Path, data: Path, out: Path) -> None:
         fill(log, settings, data)
         typer.echo("filled")
         limits = settings.event_limits()
-        reader = RunReader(log, limits, settings.topic_prefix)
-        reader.read_on()
-        peers = peer_scores(reader.events(), (limits.rating_min, limits.rating_max))
-        from streaming import plots  # noqa: F401  loaded while there is time
-
-        while not asked.wait(READ_ON_SECONDS):
+        with RunReader(log, limits, settings.topic_prefix) as reader:
             reader.read_on()
-        report_on(log, settings, out, peers, reader)
+            peers = peer_scores(reader.events(), (limits.rating_min, limits.rating_max))
+            from streaming import plots  # noqa: F401  loaded while there is time
+
+            while not asked.wait(READ_ON_SECONDS):
+                reader.read_on()
+            report_on(log, settings, out, peers, reader)
     typer.echo("reported")
 
 

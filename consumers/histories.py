@@ -32,8 +32,9 @@ class Histories:
             self._unchanged += 1
             self._kept.move_to_end(user)
             return known[1]
-        self._read += 1
-        made = history_of(sets.get(user))
+        support = sets.get(user)
+        self._read += support is not None
+        made = history_of(support)
         if value is not None:  # What is staged may come to nothing.
             self._keep(user, value, made)
         return made

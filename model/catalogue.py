@@ -167,9 +167,11 @@ class Catalogue:
         for key, known in changes:
             self._stale += known or keys.in_version(key)
             if key not in items.features:
-                self._gone.add(key)
                 keys.lost_profile(key)
-        added = [key for key, _ in changes if key in items.features] + keys.admitted()
+                if known:  # Else it was not among them, or has gone already.
+                    self._gone.add(key)
+        # Each once: places beyond those that are stale would be taken for others that are wanted.
+        added = list(dict.fromkeys(key for key, _ in changes if key in items.features)) + keys.admitted()
         self._gone.difference_update(added)
         keys.added += added
         return self._stale <= max(MOST_STALE, keys.first // 1_000) and len(keys.added) <= max(MOST_STALE, keys.first // 4)
@@ -182,7 +184,10 @@ class Catalogue:
         return [key for key in dict.fromkeys(keys) if key not in self._gone]
 
     def candidates(self, tasks: Sequence[Task], wanted: Sequence[int]) -> list[list[str]]:
-        """For each task, without its query, items among which the best so many are, whoever breaks ties by key: a few more than wanted."""
+        """For each task, without its query, items among which the best so many are, whoever breaks ties by key.
+
+        A few more than wanted, and as many more as may have changed since everything was taken anew.
+        """
         self.renew()
         if not tasks or not self.keys:
             return [[] for _ in tasks]

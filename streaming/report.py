@@ -7,6 +7,7 @@ The page is made from nothing but the report, needs no other file and loads noth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +117,9 @@ def build_report(
         raise ValueError(f"window: {window} events, at least 1 is needed")
     limits = limits if limits is not None else Limits()
     scale = (limits.rating_min, limits.rating_max)
-    reader = RunReader(log, limits, prefix) if reader is None else reader
-    reader.read_on()
-    run = reader.run()
+    with RunReader(log, limits, prefix) if reader is None else nullcontext(reader) as reading:
+        reading.read_on()
+        run = reading.run()
     if peers is None or any(len(score) != len(run) for score in peers.values()):
         # Only who needs the peers loads river.
         from streaming.peers import peer_scores

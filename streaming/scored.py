@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgpack
 import msgspec
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from streaming.codec import decode
 from streaming.errors import Malformed, UnknownTopic
 from streaming.events import Source
-from streaming.log import Log, Record, TopicPartition, present
+from streaming.log import Log, Reader, Record, TopicPartition, catch_up
 from streaming.validation import Limits, decode_interaction
 
 _POLL_RECORDS = 4096
@@ -143,25 +144,27 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
     Raises `UnknownTopic` if one of them does not exist, `Malformed` for a record of ``scores`` that is none, `FormatMismatch` for one of
     another format, `OffsetOutOfRange` if retention overtakes the reader, and `LogUnavailable` if the broker stops answering.
     """
-    reader = RunReader(log, limits, prefix)
-    reader.read_on()
-    return reader.run()
+    with RunReader(log, limits, prefix) as reader:
+        reader.read_on()
+        return reader.run()
 
 
 class RunReader:
-    """Reads a run while it is being made: what it has read is not read again. Its parameters are those of `read_run`."""
+    """Reads a run while it is being made: what it has read is not read again. Its parameters are those of `read_run`. A context manager."""
 
     def __init__(self, log: Log, limits: Limits, prefix: str = "") -> None:
         self._log, self._limits, self._prefix = log, limits, prefix
         self._users, self._items = _Ids(), _Ids()
         self._events, self._scores, self._dead_letters = _Events(), _Scores(), 0
-        self._next: dict[TopicPartition, int] = {}
+        self._readers = ExitStack()
+        self._reader_of: dict[str, Reader] = {}
 
     def read_on(self) -> None:
         """Read up to where the topics end now. Raises as `read_run` does."""
         # Scores first: a score that is visible now has its event before the end that is asked for later.
         self._read_scores()
-        self._dead_letters += sum(1 for _ in self._records("dead-letters"))
+        for _ in self._records("dead-letters"):
+            self._dead_letters += 1
         self._read_events()
 
     def events(self) -> Events:
@@ -175,15 +178,25 @@ class RunReader:
 
     def run(self) -> ScoredRun:
         """What was read so far, joined."""
-        ids = self._users.texts, self._items.texts
+        ids = list(self._users.texts), list(self._items.texts)
         return _join(f"{self._prefix}interactions", self._events, self._scores, *ids, self._dead_letters)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._readers.close()
+
     def _records(self, name: str) -> Iterator[Record]:
-        """The records of a topic that have come since the last time, each partition's in order of offset."""
-        for tp in (TopicPartition(f"{self._prefix}{name}", number) for number in range(self._partitions(name))):
-            for record in present(self._log, [tp], at_once=_POLL_RECORDS, since=self._next.get(tp, 0)):
-                yield record
-                self._next[tp] = record.offset + 1
+        """The records of a topic that have come since the last time, partitions by turns, each in offset order."""
+        topic = f"{self._prefix}{name}"
+        tps = [TopicPartition(topic, number) for number in range(self._partitions(name))]
+        if name not in self._reader_of:
+            reader = self._readers.enter_context(self._log.reader())
+            reader.assign({tp: bounds.start for tp, bounds in self._log.bounds(tps).items()})
+            self._reader_of[name] = reader
+        for batch in catch_up(self._log, self._reader_of[name], tps, at_once=_POLL_RECORDS):
+            yield from batch
 
     def _partitions(self, name: str) -> int:
         topic = self._log.topics().get(f"{self._prefix}{name}")

@@ -193,6 +193,31 @@ def test_whatever_changes_the_best_are_among_the_candidates(
             assert {item for _, item in of_all(model, TASKS[0], items.every())[:2]} <= set(found)
 
 
+def test_an_item_that_was_dropped_and_came_back_takes_no_other_place() -> None:
+    model = Mamo(ModelSettings(**CLOSED), SCHEMA, (1.0, 5.0))
+    for number in range(60):
+        model.items.set(f"z{number}", {"genre": [f"genre{number}"]})
+    items = Catalogue(model)
+    (ranked,) = items.candidates(TASKS[:1], [60])
+    ranked = [item for _, item in of_all(model, TASKS[0], ranked)]
+    for _ in range(3):
+        profile = model.items.features[ranked[4]]
+        model.items.set(ranked[4], None)
+        model.items.set(ranked[4], profile)
+        (found,) = items.candidates(TASKS[:1], [6])
+        assert set(ranked[:6]) <= set(found)
+
+
+def test_items_that_were_never_known_leave_nothing() -> None:
+    model = stocked(CLOSED)
+    items = Catalogue(model)
+    for number in range(20):
+        model.items.set(f"unknown{number}", None)
+        items.renew()
+    assert not items._gone
+    assert len(items.keys) == 150
+
+
 def test_rows_that_move_while_a_question_is_answered_do_not_change_whose_they_are() -> None:
     model = stocked(CLOSED, items=20)
     table = model.item_table
