@@ -194,18 +194,18 @@ def test_whatever_changes_the_best_are_among_the_candidates(
 
 
 def test_an_item_that_was_dropped_and_came_back_takes_no_other_place() -> None:
-    model = Mamo(ModelSettings(**CLOSED), SCHEMA, (1.0, 5.0))
+    model = small_model(**CLOSED)
     for number in range(60):
         model.items.set(f"z{number}", {"genre": [f"genre{number}"]})
     items = Catalogue(model)
-    (ranked,) = items.candidates(TASKS[:1], [60])
-    ranked = [item for _, item in of_all(model, TASKS[0], ranked)]
+    ranked = [item for _, item in of_all(model, TASKS[0], items.every())]
+    place, back = next((place, item) for place, item in enumerate(ranked) if place > 2 and item.startswith("z"))
+    profile = model.items.features[back]
     for _ in range(3):
-        profile = model.items.features[ranked[4]]
-        model.items.set(ranked[4], None)
-        model.items.set(ranked[4], profile)
-        (found,) = items.candidates(TASKS[:1], [6])
-        assert set(ranked[:6]) <= set(found)
+        model.items.set(back, None)
+        model.items.set(back, profile)
+        (found,) = items.candidates(TASKS[:1], [place + 2])
+        assert set(ranked[: place + 2]) <= set(found)
 
 
 def test_items_that_were_never_known_leave_nothing() -> None:
