@@ -40,11 +40,17 @@ class Histories:
         return made
 
     def keep(self, changes: Sequence[tuple[bytes, bytes | None]], histories: Mapping[str, History]) -> None:
-        """The ``changes`` of a step (see `SupportSets.changes`) led to these ``histories``, by user; its last call."""
+        """The ``changes`` of a step (see `SupportSets.changes`) led to these ``histories``, by user; its last call.
+
+        Of all others who changed nothing is kept: they may be forgotten.
+        """
         for key, value in changes:
-            history = histories.get(key.decode())
+            user = key.decode()
+            history = histories.get(user)
             if value is not None and history is not None:
-                self._keep(key.decode(), value, history)
+                self._keep(user, value, history)
+            else:
+                self._kept.pop(user, None)
         self._metrics.observe_histories(unchanged=self._unchanged, read=self._read)
         self._unchanged = self._read = 0
 

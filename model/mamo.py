@@ -24,6 +24,8 @@ from model.tasks import Batch, Padded
 if TYPE_CHECKING:
     from model.numbering import Floats
 
+ITEM_CHANGES = 4096
+"""Profiles of items that were set or dropped last, for whoever keeps something of all items."""
 SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 """Parameters that learn at the rate of scalars, without decay but for ``log_prior``."""
 
@@ -90,7 +92,8 @@ class Mamo:
         # The last column is the bias of an item, the sum over its features.
         self.item_table = Table("item", d + 1, deviation=0.1, zero_from=d, seed=seed, dtype=dtype, **bounds)
         self.users = Profiles(user_schema, self.user_table, remember=settings.max_profiles)
-        self.items = Profiles(item_schema, self.item_table, remember=settings.max_profiles)
+        # Of users no change is remembered: that one was forgotten may be the change.
+        self.items = Profiles(item_schema, self.item_table, remember=settings.max_profiles, changes=ITEM_CHANGES)
 
         generator = torch.Generator().manual_seed(seed)
         phi = self._initial(len(user_schema) * d, len(item_schema) * d, generator)

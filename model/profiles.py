@@ -19,18 +19,16 @@ from model.tables import Table
 if TYPE_CHECKING:
     from model.numbering import Floats, Numbers
 
-CHANGES = 4096
-"""Profiles set or dropped last that `Profiles.changed_since` can tell of."""
-
 
 class Profiles:
     """The profiles of one side and the rows of the embedding table that each is made of.
 
     Encoded profiles are remembered by place, as row numbers (places, slots) and weights of the same shape; features follow each other
-    in the schema's order, each in its own slots. ``remember`` bounds how many profiles and places are held.
+    in the schema's order, each in its own slots. ``remember`` bounds how many profiles and places are held;
+    ``changes`` is how many of those set or dropped last `changed_since` can tell of.
     """
 
-    def __init__(self, schema: Mapping[str, Feature], table: Table, *, remember: int = 1_000_000) -> None:
+    def __init__(self, schema: Mapping[str, Feature], table: Table, *, remember: int = 1_000_000, changes: int = 0) -> None:
         self.schema = schema
         self.table = table
         self.remember = remember
@@ -38,7 +36,7 @@ class Profiles:
         self.refused = 0
         self.revision = 0
         """Counts the profiles that were set or dropped."""
-        self._changed: deque[tuple[str, bool]] = deque(maxlen=CHANGES)
+        self._changed: deque[tuple[str, bool]] = deque(maxlen=changes)
         self.spans: list[tuple[int, int]] = []
         start = 0
         for feature in schema.values():
