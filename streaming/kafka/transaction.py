@@ -107,8 +107,12 @@ class Transaction:
 
     @property
     def done(self) -> bool:
-        """Whether `result` returns or raises without waiting."""
-        return self._answered.is_set() and (self._end is None or bool(self._end.is_done))
+        """Whether `result` returns or raises without waiting.
+
+        Also where the time for an answer is up: one that the client lost never comes, and where no event follows nobody would wait for it.
+        """
+        answered = self._answered.is_set() and (self._end is None or bool(self._end.is_done))
+        return answered or time.monotonic() >= self._since + self._seconds
 
     def result(self) -> list[int]:
         """Wait for the end; returns the offset of every record.
