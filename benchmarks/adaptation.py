@@ -253,10 +253,8 @@ def products_of(of: Mamo, size: int, users: int) -> Callable[[], object]:
 
 def main(
     seconds: Annotated[float, typer.Option(help="For each work.", min=1)] = 20.0,
-    results: Annotated[Path, typer.Option(help="Where the figures go.", dir_okay=False)] = RESULTS,
-    catalogue: Annotated[
-        int | None, typer.Option(help=f"Only the best of so many items, closed form; figures go to {LARGE}.", min=1)
-    ] = None,
+    results: Annotated[Path | None, typer.Option(help=f"Where the figures go: {RESULTS}, or {LARGE}.", dir_okay=False)] = None,
+    catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form.", min=1)] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)  # As in a worker. What peers multiply by is torch's own.
@@ -267,9 +265,8 @@ def main(
             shown = ", ".join(f"{name} {1e3 * float(np.median(took)) / run['users']:,.1f}" for name, took in run["seconds"].items())
             memory = ", ".join(f"{moment} {size / 1e6:,.0f}" for moment, size in run["resident"].items())
             console.print(f"{run['name']}: ms a user: {shown}; resident MB: {memory}", highlight=False)
-        results = LARGE if results == RESULTS else results
-        save(results, machine(), runs)
-        console.print(f"figures: {results}")
+        save(results or LARGE, machine(), runs)
+        console.print(f"figures: {results or LARGE}")
         return
     table = Table("", "threads", "engine users/s", "spread", "in a row", "times as long as the engine", title="Adaptation")
     runs = []
@@ -290,8 +287,8 @@ def main(
             each = {name: 1e3 * float(np.median(took)) / run["users"] for name, took in run["seconds"].items()}
             table.add_row(run["name"], ", ".join(f"{name} {ms:.2f}" for name, ms in each.items()))
     console.print(table)
-    save(results, machine(), runs)
-    console.print(f"figures: {results}")
+    save(results or RESULTS, machine(), runs)
+    console.print(f"figures: {results or RESULTS}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from model import engine, steps
 from model.fastweights import Networks
 from model.mamo import ACTIVATIONS, Mamo
+from model.numbering import slices
 from model.tasks import Task, collate
 
 BLOCK_ITEMS = 16_384
@@ -58,6 +59,7 @@ class Keys(Sequence[str]):
         # Not what the table has by then: where rows are laid out anew, while a question is answered, it has another list.
         self._of_rows = model.item_table.keys
         self._features = model.items.features
+        # One at most.
         self._starts = tuple(f"{name}=" for name, feature in model.items.schema.items() if feature.kind == "id")
         self._profiled = list(self._features)
         self._seen = 0
@@ -261,7 +263,7 @@ class Catalogue:
     def _all(self) -> Iterator[tuple[slice, Block]]:
         first, end = self.keys.first, len(self.keys)
         starts = [*range(0, first, BLOCK_ITEMS), *range(first, end, ADDED_ITEMS), end]
-        for place in itertools.starmap(slice, itertools.pairwise(starts)):
+        for place in slices(starts[1:]):
             block = self._blocks.get(place.start)
             yield place, self._made(place) if block is None or len(block.table) != place.stop - place.start else block
 

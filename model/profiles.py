@@ -81,7 +81,7 @@ class Profiles:
     def changed_since(self, revision: int) -> list[tuple[str, bool]] | None:
         """The keys of profiles that were set or dropped since, each with whether it had one before; None where they were too many."""
         count = self.revision - revision
-        return None if count > len(self._changed) else list(islice(self._changed, len(self._changed) - count, None))
+        return None if count > len(self._changed) else list(islice(reversed(self._changed), count))[::-1]
 
     def entries(self, key: str) -> list[list[Entry]]:
         """What the profile of ``key`` is encoded to, feature by feature."""

@@ -7,7 +7,6 @@ The page is made from nothing but the report, needs no other file and loads noth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,12 @@ from rich.table import Table
 from streaming.journal import History
 from streaming.log import Log
 from streaming.prequential import Bin, Errors, Result, coverage, difference, error_by_earlier, evaluate, normal_quantile, running_mae
-from streaming.scored import RunReader
+from streaming.scored import read_run
 from streaming.validation import Limits
 
 if TYPE_CHECKING:
     from streaming.peers import Scores
+    from streaming.scored import RunReader
 
 NAMES = {"coldstream": "Coldstream", "river_biased_mf": "river BiasedMF", "running_mean": "running mean"}
 """What a method is called where people read."""
@@ -117,9 +117,7 @@ def build_report(
         raise ValueError(f"window: {window} events, at least 1 is needed")
     limits = limits if limits is not None else Limits()
     scale = (limits.rating_min, limits.rating_max)
-    with RunReader(log, limits, prefix) if reader is None else nullcontext(reader) as reading:
-        reading.read_on()
-        run = reading.run()
+    run = read_run(log, limits, prefix) if reader is None else reader.run()
     if peers is None or any(len(score) != len(run) for score in peers.values()):
         # Only who needs the peers loads river.
         from streaming.peers import peer_scores

@@ -145,7 +145,6 @@ def read_run(log: Log, limits: Limits, prefix: str = "") -> ScoredRun:
     another format, `OffsetOutOfRange` if retention overtakes the reader, and `LogUnavailable` if the broker stops answering.
     """
     with RunReader(log, limits, prefix) as reader:
-        reader.read_on()
         return reader.run()
 
 
@@ -177,7 +176,8 @@ class RunReader:
         return Events(user[order], item[order], rating[order])
 
     def run(self) -> ScoredRun:
-        """What was read so far, joined."""
+        """Read on, and join what was read so far. Raises as `read_run` does."""
+        self.read_on()
         ids = list(self._users.texts), list(self._items.texts)
         return _join(f"{self._prefix}interactions", self._events, self._scores, *ids, self._dead_letters)
 

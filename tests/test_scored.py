@@ -122,7 +122,6 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(happens: list[str], gap
             log.append([Message("interactions", b"a", b"\xc1", number % 3)])
         elif what == "look":
             reader.read_on()
-    reader.read_on()
     found, expected = reader.run(), read_run(log, LIMITS)
     for name in ("partition", "offset", "rating", "timestamp", "earlier", "scored", "score", "sd"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
