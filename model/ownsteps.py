@@ -18,6 +18,7 @@ from torch import Tensor
 from model import stepkernels
 from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
+from model.memory import attend
 from model.rowkernels import RELU, SOFTPLUS, TANH
 from model.stepkernels import BLOCK, Found, Given, Layers, Room
 from model.tasks import Batch
@@ -57,8 +58,9 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own
     settings, memory, phi = model.settings, model.memory, model.arrays()
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, _ = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    attended = memory.attention(torch.from_numpy(p_u), settings.temperature, centred=settings.centred)
-    attention, item_of = attended.numpy(), batch.item_of.numpy()
+    centre = memory.centre.numpy() if settings.centred else np.zeros(p_u.shape[1], p_u.dtype)
+    attention, item_of = attend(p_u, memory.profile.numpy(), centre, settings.temperature), batch.item_of.numpy()
+    attended = torch.from_numpy(attention)
     of_user = p_u @ phi["user.0.weight"] + phi["user.0.bias"]
     if settings.feature_memory:
         width = phi["user.0.weight"].size
@@ -131,7 +133,7 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
             blended[:, place] = -settings.tau * gradient[:, begin : end - d]
             blended_biases[:, place] = -settings.tau * gradient[:, end - d : end]
     if settings.task_memory:
-        blended[:, depth - 1 :] = memory.mixing.mT.reshape(rows, 2, d * d).numpy()
+        blended[:, depth - 1 :] = memory.mixing.numpy().swapaxes(1, 2).reshape(rows, 2, d * d)
     return Layers(
         weights=np.stack(weights),
         biases=np.stack(biases),
@@ -198,7 +200,6 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "at_asked": (items, q, d),
         "alike": (2, n * max(n, q)),
         "product": (d, d),
-        "moved": (n, d),
         "turned": (2, d * n),
     }
     return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.compiled import borrowing, compiled
+from model.products import take_product
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -58,9 +59,13 @@ def before(at: Floats, values: Floats, place: int, n: int, kind: int) -> None:
 
 
 @compiled
-def multiply(left: Floats, right: Floats, into: Floats) -> None:
-    """The product of two matrices, or of a matrix and a vector, by BLAS. Numba counts what `np.dot` returns."""
-    np.dot(left, right, into)
+def liken(rows: Floats, others: Floats, into: Floats) -> None:
+    """Rows others' + 1, (m, k), (n, k) -> (m, n): the bias is the weight of a constant 1.
+
+    By BLAS, since k is large; Numba counts what `np.dot` returns.
+    """
+    np.dot(rows, others.T, into)
+    lift(into)
 
 
 @borrowing
@@ -71,27 +76,11 @@ def copy(values: Floats, into: Floats) -> None:
 
 
 @borrowing
-def turn(values: Floats, into: Floats) -> None:
-    """The transpose of values (a, b)."""
-    for i in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            into[j, i] = values[i, j]
-
-
-@borrowing
 def add(values: Floats, place: int, n: int, row: Floats) -> None:
     """Add a row (d,) to each of n."""
     for r in range(n):
         for k in range(len(row)):
             values[place, r, k] += row[k]
-
-
-@borrowing
-def take(values: Floats, place: int, n: int, part: Floats) -> None:
-    """Take ``part`` (n, d) from n rows."""
-    for r in range(n):
-        for k in range(part.shape[1]):
-            values[place, r, k] -= part[r, k]
 
 
 @borrowing
@@ -104,26 +93,16 @@ def take_sum(values: Floats, place: int, n: int, into: Floats) -> None:
 
 @borrowing
 def lift(likeness: Floats) -> None:
-    """Add 1 to each of likeness (n, r): the bias is the weight of a constant 1."""
+    """Add 1 to each of likeness (n, r)."""
     for i in range(likeness.shape[0]):
         for j in range(likeness.shape[1]):
             likeness[i, j] += 1
 
 
 @borrowing
-def descend(weight: Floats, values: Floats, place: int, n: int, at: Floats, product: Floats) -> None:
-    """Take x' at from a weight (d, d), for x at ``place`` of values and at at the next; ``product`` (d, d) is room for the work."""
-    d = len(weight)
-    if n == 1:
-        for i in range(d):
-            by = values[place, 0, i]
-            for j in range(d):
-                weight[i, j] -= by * at[place + 1, 0, j]
-        return
-    multiply(values[place, :n].T, at[place + 1, :n], product)
-    for i in range(d):
-        for j in range(d):
-            weight[i, j] -= product[i, j]
+def descend(weight: Floats, values: Floats, place: int, n: int, at: Floats) -> None:
+    """Take x' at from a weight (d, d), for n rows x at ``place`` of values and at at the next."""
+    take_product(values[place, :n].T, at[place + 1, :n], weight)
 
 
 @borrowing

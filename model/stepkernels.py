@@ -1,7 +1,7 @@
 """Gradient steps (Eq. 11) one task at a time, as loops that Numba compiles: what a task adapts stays in the processor's caches.
 
 Done for all tasks at once, each product reads and writes the fast weights of all of them, which no cache holds. Here a task's weights are
-put together, learned in place, asked and forgotten before the next one's. Products are BLAS, by `np.dot`.
+put together, learned in place, asked and forgotten before the next one's (`model.products`).
 
 - What goes into the first layers, p_u and p_i, stays as it is from step to step: y = x W - (x x') d, of which x W and x x' are made once,
   and d of all steps adds up. So these weights, shared by all tasks, are never written.
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import borrowing
-from model.rowkernels import activate, add, before, copy, descend, lift, multiply, shrink, squared, take, take_sum, turn
+from model.products import multiply, multiply_rows, take_product, turn
+from model.rowkernels import activate, add, before, copy, descend, lift, liken, shrink, squared, take_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,14 +111,13 @@ class Room(NamedTuple):
     at_asked: Floats
     alike: Floats  # (2, n max(n, q)), x x' + 1 of the support with itself, and of the query with it
     product: Floats  # (d_e, d_e)
-    moved: Floats  # (n, d_e)
     turned: Floats  # (2, d_e n)
 
 
 @borrowing
 def read(layers: Layers, given: Given, room: Room, first: int) -> None:
     """What the memories add for the block of tasks from ``first`` on (Eq. 7, 9), and their users' first layers."""
-    m, d_u = min(BLOCK, len(given.user_of) - first), given.p_u.shape[1]
+    m, d_u, d = min(BLOCK, len(given.user_of) - first), given.p_u.shape[1], room.begun_user.shape[1]
     attended, scaled = room.attended[:m], room.scaled[:m]
     for r in range(m):
         copy(given.of_user[given.user_of[first + r]], room.begun_user[r])
@@ -129,10 +129,7 @@ def read(layers: Layers, given: Given, room: Room, first: int) -> None:
             by = given.p_u.dtype.type(layers.tau) * attended[r, k]
             for i in range(d_u):
                 scaled[r, i] = by * given.p_u[given.user_of[first + r], i]
-        multiply(scaled, layers.first_blended[k, : d_u * room.begun_user.shape[1]].reshape((d_u, room.begun_user.shape[1])), room.moved[:m])
-        for r in range(m):
-            for i in range(room.begun_user.shape[1]):
-                room.begun_user[r, i] -= room.moved[r, i]
+        take_product(scaled, layers.first_blended[k, : d_u * d].reshape((d_u, d)), room.begun_user[:m])
 
 
 @borrowing
@@ -162,10 +159,8 @@ def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
         room.user_learned[0, 0, k] = 0
     x = room.p_i[:n]
     if n:
-        multiply(x, x.T, room.alike[0, : n * n].reshape((n, n)))
-        multiply(room.asked_p_i[:q], x.T, room.alike[1, : q * n].reshape((q, n)))
-        lift(room.alike[:1, : n * n])
-        lift(room.alike[1:, : q * n])
+        liken(x, x, room.alike[0, : n * n].reshape((n, n)))
+        liken(room.asked_p_i[:q], x, room.alike[1, : q * n].reshape((q, n)))
 
 
 @borrowing
@@ -187,7 +182,7 @@ def user_pass(layers: Layers, room: Room, row: int, likeness: float) -> None:
 def user_back(layers: Layers, room: Room) -> None:
     """From the gradient at what M_uI makes of e_u, the last of ``at_user``, to all before it."""
     for place in range(len(layers.user) - 1, -1, -1):
-        multiply(room.weights[layers.user[place]], room.at_user[place + 1, 0], room.at_user[place, 0])
+        multiply_rows(room.at_user[place + 1], room.weights[layers.user[place]], room.at_user[place])
         before(room.at_user, room.user_values, place, 1, layers.follows[layers.user[place - 1]] if place else layers.first)
 
 
@@ -206,11 +201,10 @@ def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) 
             add(values, place + 1, n, room.user_values[len(layers.user), 0])
         if learned:
             alike = room.alike[1, : n * learned].reshape((n, learned))
-            multiply(values[place, :n], room.values[place, :learned].T, alike)
+            multiply_rows(values[place, :n], room.values[place, :learned], alike)
             if layers.biased[layer]:
                 lift(alike)
-            multiply(alike, room.at[place + 1, :learned], room.moved[:n])
-            take(values, place + 1, n, room.moved)
+            take_product(alike, room.at[place + 1, :learned], values[place + 1, :n])
         activate(values, place + 1, n, layers.follows[layer])
 
 
@@ -218,7 +212,7 @@ def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) 
 def item_back(layers: Layers, room: Room, values: Floats, at: Floats, n: int) -> None:
     """From the gradient at n scores, ``slopes``, to that at what came out of each layer but the last.
 
-    BLAS is half as fast where rows meet rows, as they do in at W'. Where at is much the smaller of the two, W at' is found from at turned.
+    A product wants rows of what stands on its right. So W is turned; or at, which has fewer rows, for W at'.
     """
     d, depth = values.shape[2], len(layers.item)
     here, there = room.turned[0, : n * d].reshape((d, n)), room.turned[1, : n * d].reshape((d, n))
@@ -230,7 +224,8 @@ def item_back(layers: Layers, room: Room, values: Floats, at: Floats, n: int) ->
         weight, kind = room.weights[layers.item[place - 1]], layers.follows[layers.item[place - 1]]
         before(at, values, place, n, kind)
         if d < 2 * n:
-            multiply(at[place, :n], weight.T, at[place - 1, :n])
+            turn(weight, room.product)
+            multiply(at[place, :n], room.product, at[place - 1, :n])
             continue
         # Where no activation is in between, what was found for the layer above can go on as it is.
         if kind or not turned:
@@ -246,7 +241,7 @@ def fold(layers: Layers, room: Room, n: int) -> None:
     """Write a step into the layers that see every item."""
     for place in range(len(layers.item)):
         layer = layers.item[place]
-        descend(room.weights[layer], room.values, place, n, room.at, room.product)
+        descend(room.weights[layer], room.values, place, n, room.at)
         if layers.biased[layer]:
             take_sum(room.at, place + 1, n, room.biases[layer])
 
@@ -278,12 +273,11 @@ def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, l
     d, depth, users, begins = room.values.shape[2], len(layers.item), len(layers.user), given.starts[task]
     n = given.starts[task + 1] - begins
     user_pass(layers, room, task % BLOCK, likeness)
-    multiply(room.alike[0, : n * n].reshape((n, n)), room.learned[0, :n], room.moved[:n])
     for r in range(n):
-        for k in range(d):
-            room.values[0, r, k] = room.begun[r, k] - room.moved[r, k]
+        copy(room.begun[r], room.values[0, r])
+    take_product(room.alike[0, : n * n].reshape((n, n)), room.learned[0, :n], room.values[0, :n])
     item_pass(layers, room, room.values, n, 0)
-    multiply(room.values[depth, :n], room.last[:d], room.slopes[:n])
+    multiply_rows(room.last[:d].reshape((1, d)), room.values[depth, :n], room.slopes[:n].reshape((1, n)))
     by = room.values.dtype.type(2 * given.rate / n)
     for r in range(n):
         room.slopes[r] = (room.slopes[r] + room.last[d] - given.ratings[begins + r]) * by
@@ -308,7 +302,7 @@ def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, l
         room.user_learned[0, 0, k] += room.at_user[0, 0, k]
     for place in range(users):
         layer = layers.user[place]
-        descend(room.weights[layer], room.user_values, place, 1, room.at_user, room.product)
+        descend(room.weights[layer], room.user_values, place, 1, room.at_user)
         if layers.biased[layer]:
             take_sum(room.at_user, place + 1, 1, room.biases[layer])
     if not last:
@@ -321,10 +315,9 @@ def ask(layers: Layers, given: Given, found: Found, room: Room, task: int, liken
     d, q, n = room.values.shape[2], given.queries[task], given.starts[task + 1] - given.starts[task]
     user_pass(layers, room, task % BLOCK, likeness)
     if n:
-        multiply(room.alike[1, : q * n].reshape((q, n)), room.learned[0, :n], room.moved[:q])
-        take(room.asked, 0, q, room.moved)
+        take_product(room.alike[1, : q * n].reshape((q, n)), room.learned[0, :n], room.asked[0, :q])
     item_pass(layers, room, room.asked, q, n)
-    multiply(room.asked[len(layers.item), :q], room.last[:d], room.slopes[:q])
+    multiply_rows(room.last[:d].reshape((1, d)), room.asked[len(layers.item), :q], room.slopes[:q].reshape((1, q)))
     for r in range(q):
         found.score[task, r] = room.slopes[r] + room.last[d]
 
@@ -354,7 +347,7 @@ def pull(layers: Layers, given: Given, found: Found, room: Room, task: int) -> N
         copy(room.user_values[place, 0], found.into[task, layers.user[place], 0])
     if n:
         alike = room.alike[1, : q * n].reshape((q, n))
-        multiply(room.at_asked[0, :q], room.learned[0, :n].T, alike)
+        multiply_rows(room.at_asked[0, :q], room.learned[0, :n], alike)
         multiply(alike, room.p_i[:n], found.at_p_i[task, :q])
     copy(room.user_learned[0, 0], found.user_learned[task])
     for half in range(2):
