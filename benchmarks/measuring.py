@@ -15,6 +15,9 @@ import numba
 import numpy as np
 import torch
 
+SETTLED = 0.01
+"""Seconds between one and the next: threads of OpenMP's, and so torch's, wait busily for more, and would take a core from the next."""
+
 
 def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: int = 3) -> dict[str, list[float]]:
     """Seconds of each call, by turns, for so long altogether and ``least`` times at least; the first call of each does not count.
@@ -30,6 +33,7 @@ def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: i
     while turns < least or time.monotonic() < end:
         turns += 1
         for name, call in calls.items():
+            time.sleep(SETTLED)
             began = time.perf_counter()
             call()
             took[name].append(time.perf_counter() - began)
@@ -45,6 +49,7 @@ def in_a_row(calls: Mapping[str, Callable[[], object]], seconds: float, *, block
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for name, call in calls.items():
+            time.sleep(SETTLED)
             call()
             until = time.perf_counter() + block
             while (began := time.perf_counter()) < until:

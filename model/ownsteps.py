@@ -6,6 +6,7 @@ as in `model.steps`.
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -19,6 +20,7 @@ from model import stepkernels
 from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
 from model.memory import attend
+from model.products import turn
 from model.rowkernels import RELU, SOFTPLUS, TANH
 from model.stepkernels import BLOCK, Found, Given, Layers, Room
 from model.tasks import Batch
@@ -124,16 +126,17 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
     follows[: max(0, depth - 2)] = follows[depth + 1 : 2 * depth - 1] = follows[2 * depth :] = code
     follows[depth] = 0 if settings.task_memory else code
 
-    gradient, rows = memory.gradient.numpy(), len(memory.profile) if settings.memory != "off" else 0
-    blended, blended_biases = np.zeros((rows, depth + 1, d * d), dtype), np.zeros((rows, depth + 1, d), dtype)
+    gradient, rows, size = memory.gradient.numpy(), len(memory.profile) if settings.memory != "off" else 0, (depth + 1) * d * d
+    blended = np.zeros((rows, size + (depth + 1) * d), dtype)
     if settings.feature_memory:
         end = phi["user.0.weight"].size + d
         for place in range(depth - 1):
             begin, end = end, end + d * d + d
-            blended[:, place] = -settings.tau * gradient[:, begin : end - d]
-            blended_biases[:, place] = -settings.tau * gradient[:, end - d : end]
+            np.multiply(gradient[:, begin : end - d], -settings.tau, out=blended[:, place * d * d : (place + 1) * d * d])
+            blended[:, size + place * d : size + (place + 1) * d] = -settings.tau * gradient[:, end - d : end]
     if settings.task_memory:
-        blended[:, depth - 1 :] = memory.mixing.numpy().swapaxes(1, 2).reshape(rows, 2, d * d)
+        for row, mixing in zip(blended, memory.mixing.numpy(), strict=True):
+            turn(mixing, row[size - 2 * d * d : size].reshape(2 * d, d))
     return Layers(
         weights=np.stack(weights),
         biases=np.stack(biases),
@@ -144,7 +147,7 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
         joint=depth - 1,
         first=code if depth > 1 else 0,
         last=np.append(phi[f"{last}.weight"], phi[f"{last}.bias"]),
-        blended=np.concatenate([blended.reshape(rows, (depth + 1) * d * d), blended_biases.reshape(rows, (depth + 1) * d)], 1),
+        blended=blended,
         first_blended=gradient if settings.feature_memory else gradient[:0],
         tau=settings.tau,
     )
@@ -157,25 +160,38 @@ def pool(threads: int) -> ThreadPoolExecutor:
 
 
 def share_out(layers: Layers, given: Given, found: Found) -> None:
-    """Have the loops run by as many threads as torch uses. A task's numbers do not depend on who adapts it."""
+    """Have the loops run by as many threads as torch uses, this one among them. A task's numbers do not depend on who adapts it."""
     threads, count = torch.get_num_threads(), len(given.user_of)
     blocks = -(-count // BLOCK)
     slices = min(blocks, SHARES * threads) if threads > 1 else 1
-    cuts = list(pairwise(min(count, BLOCK * (blocks * cut // slices)) for cut in range(slices + 1)))
+    # One iterator for all of them: whoever is done takes the next slice.
+    cuts = iter(list(pairwise(min(count, BLOCK * (blocks * cut // slices)) for cut in range(slices + 1))))
     longest = max(BLOCK, given.query_items.shape[1], int(np.diff(given.starts).max()))
 
-    def run(cut: tuple[int, int]) -> None:
-        stepkernels.adapt(layers, given, found, room_for(layers, given, longest), *cut)
+    def run() -> None:
+        room = room_for(layers, given, longest)
+        for cut in cuts:
+            stepkernels.adapt(layers, given, found, room, *cut)
 
-    if slices == 1:
-        run(cuts[0])
-        return
-    for _ in pool(threads).map(run, cuts):
-        pass
+    others = [pool(threads - 1).submit(run) for _ in range(min(threads, slices) - 1)]
+    run()
+    for other in others:
+        if not other.cancel():  # One that never began has nothing left to do.
+            other.result()
+
+
+class _Kept(threading.local):
+    """The room that a thread worked in last: its pages are the thread's already, and likely in its caches."""
+
+    shapes: tuple[object, ...] = ()
+    room: Room | None = None
+
+
+_kept = _Kept()
 
 
 def room_for(layers: Layers, given: Given, n: int) -> Room:
-    """Room for tasks with ``n`` interactions in support or query at the most."""
+    """Room for tasks with ``n`` interactions in support or query at the most, this thread's until it asks again."""
     (count, d, _), d_i, q, dtype = layers.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
     users, items = len(layers.user) + 1, len(layers.item) + 1
     shapes = {
@@ -202,7 +218,10 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "product": (d, d),
         "turned": (2, d * n),
     }
-    return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
+    wanted = (dtype, *shapes.values())
+    if _kept.room is None or _kept.shapes != wanted:
+        _kept.shapes, _kept.room = wanted, Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
+    return _kept.room
 
 
 def pull(own: Own, at_score: Tensor) -> Pulled:

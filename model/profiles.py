@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +100,9 @@ class Profiles:
         """The places of keys, known or not, (len(keys),)."""
         # Most are known, and this is asked for every interaction of every support set.
         try:
-            return np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))
+            # Two thirds of the time that `np.fromiter` and `map` take.
+            found = itemgetter(*keys)(self._places) if len(keys) > 1 else map(self._places.__getitem__, keys)
+            return np.frombuffer(bytearray(struct.pack(f"{len(keys)}q", *found)), np.int64)
         except KeyError:
             return np.fromiter(map(self._place, keys), np.int64, len(keys))
 

@@ -268,14 +268,15 @@ def clip(layers: Layers, given: Given, room: Room, n: int, likeness: float) -> N
 
 
 @borrowing
-def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, last: bool) -> None:  # noqa: FBT001  Numba takes no keywords here
-    """One step of Eq. 11; the last one is left to be read from ``values`` and ``at`` by what sees all items."""
+def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, number: int) -> None:
+    """The step of Eq. 11 after ``number`` others; the last one is left to be read from ``values`` and ``at`` by what sees all items."""
     d, depth, users, begins = room.values.shape[2], len(layers.item), len(layers.user), given.starts[task]
     n = given.starts[task + 1] - begins
     user_pass(layers, room, task % BLOCK, likeness)
     for r in range(n):
         copy(room.begun[r], room.values[0, r])
-    take_product(room.alike[0, : n * n].reshape((n, n)), room.learned[0, :n], room.values[0, :n])
+    if number:
+        take_product(room.alike[0, : n * n].reshape((n, n)), room.learned[0, :n], room.values[0, :n])
     item_pass(layers, room, room.values, n, 0)
     multiply_rows(room.last[:d].reshape((1, d)), room.values[depth, :n], room.slopes[:n].reshape((1, n)))
     by = room.values.dtype.type(2 * given.rate / n)
@@ -305,7 +306,7 @@ def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, l
         descend(room.weights[layer], room.user_values, place, 1, room.at_user)
         if layers.biased[layer]:
             take_sum(room.at_user, place + 1, 1, room.biases[layer])
-    if not last:
+    if number < given.steps - 1:
         fold(layers, room, n)
 
 
@@ -367,7 +368,7 @@ def adapt(layers: Layers, given: Given, found: Found, room: Room, first: int, st
         likeness = np.dot(p_u, p_u) + 1
         if given.starts[task] < given.starts[task + 1]:
             for number in range(given.steps):
-                step(layers, given, room, task, likeness, number == given.steps - 1)
+                step(layers, given, room, task, likeness, number)
         ask(layers, given, found, room, task, likeness)
         if given.learning:
             pull(layers, given, found, room, task)
