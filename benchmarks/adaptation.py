@@ -73,7 +73,8 @@ WORKS = [
     Work("default: meta-update, support 50, 10 queries, 64 users", 64, 50, 10, learning=True),
     Work("default: meta-update, support 100, 1 query, 512 users", 512, 100, 1, learning=True),
     Work("paper: d_e 100, support 15, 9 steps, 64 users", 64, 15, 1, learning=False, threads=2, size=100, steps=9),
-    Work("paper: d_e 32, support 20, 3 steps, 256 users", 256, 20, 1, learning=False, threads=2, size=32, steps=3),
+    Work("paper: d_e 32, support 20, 3 steps, 256 users", 256, 20, 1, learning=False, size=32, steps=3),
+    Work("paper: the same, two cores", 256, 20, 1, learning=False, threads=2, size=32, steps=3),
     Work("paper: meta-update, d_e 32, support 20, 3 steps, 64 users", 64, 20, 10, learning=True, threads=2, size=32, steps=3),
 ]
 
@@ -152,7 +153,7 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     return work._asdict() | {
         "kind": "adaptation",
         "users_per_second": rates(took, work.users),
-        "in_a_row": rates(in_a_row({name: ways[name] for name in ("engine", "plain")}, seconds / 4), work.users),
+        "in_a_row": rates(in_a_row({name: ways[name] for name in ("engine", "plain", "bare") if name in ways}, seconds / 4), work.users),
         "ratios": ratios(took, "engine"),
         "products_flop": products,
         "seconds": took,

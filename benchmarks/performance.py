@@ -124,9 +124,12 @@ def limit(runs: Sequence[Run]) -> str:
         if run["products_flop"]:
             bare = statistics.median(run["seconds"]["bare"])
             flop = run["products_flop"]
-            share = f"{100 * run['ratios']['bare']:.0f} %"
-            rows.append([run["name"], f"{flop / run['users'] / 1e6:.2f}", f"{flop / bare / 1e9:.0f}", f"{run['users'] / bare:,.0f}", share])
-    return table(["", "MFLOP a user", "GFLOP/s of the bare products", "users/s of these", "reached"], rows)
+            row = run["in_a_row"]
+            shares = [f"{100 * share:.0f} %" for share in (run["ratios"]["bare"], row["engine"] / row["bare"])]
+            rows.append(
+                [run["name"], f"{flop / run['users'] / 1e6:.2f}", f"{flop / bare / 1e9:.0f}", f"{run['users'] / bare:,.0f}", *shares]
+            )
+    return table(["", "MFLOP a user", "GFLOP/s of the bare products", "users/s of these", "reached", "in a row"], rows)
 
 
 def catalogue(runs: Sequence[Run]) -> str:
