@@ -135,7 +135,7 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
             np.multiply(gradient[:, begin : end - d], -settings.tau, out=blended[:, place * d * d : (place + 1) * d * d])
             blended[:, size + place * d : size + (place + 1) * d] = -settings.tau * gradient[:, end - d : end]
     if settings.task_memory:
-        for row, mixing in zip(blended, memory.mixing.numpy(), strict=True):
+        for row, mixing in zip(blended, memory.mixing.contiguous().numpy(), strict=True):
             turn(mixing, row[size - 2 * d * d : size].reshape(2 * d, d))
     return Layers(
         weights=np.stack(weights),
