@@ -233,7 +233,8 @@ def _by_autograd(model: Mamo, adapted: Adapted, users: Tensor) -> engine.Gradien
     nodes = [] if stepped or not len(users) else [*prediction.theta_u, *([] if prediction.mixing is None else [prediction.mixing])]
     inputs = [*leaves.phi.values(), leaves.user_values, leaves.item_values, *nodes]
     loss = query_loss(model.settings, prediction, batch).sum()
-    found = list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    # What the loss does not depend on is made up of zeros that may be leaves of a graph of their own.
+    found = [part.detach() for part in torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)]
     written = [found.pop() for _ in nodes][::-1]
     of_items, of_user_rows = found.pop(), found.pop()
     theta_u = mixing = None
