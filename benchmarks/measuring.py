@@ -16,7 +16,15 @@ import numpy as np
 import torch
 
 SETTLED = 0.01
-"""Seconds between one and the next: threads of OpenMP's, and so torch's, wait busily for more, and would take a core from the next."""
+"""Seconds for which threads of OpenMP's, and so torch's, wait busily for more: as long as they do, they take a core from who comes next."""
+
+
+def settle() -> None:
+    """Have threads that were left waiting fall asleep; awake, for a core that has slept is slow at first."""
+    if torch.get_num_threads() > 1:
+        until = time.perf_counter() + SETTLED
+        while time.perf_counter() < until:
+            pass
 
 
 def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: int = 3) -> dict[str, list[float]]:
@@ -33,7 +41,7 @@ def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: i
     while turns < least or time.monotonic() < end:
         turns += 1
         for name, call in calls.items():
-            time.sleep(SETTLED)
+            settle()
             began = time.perf_counter()
             call()
             took[name].append(time.perf_counter() - began)
@@ -49,7 +57,7 @@ def in_a_row(calls: Mapping[str, Callable[[], object]], seconds: float, *, block
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for name, call in calls.items():
-            time.sleep(SETTLED)
+            settle()
             call()
             until = time.perf_counter() + block
             while (began := time.perf_counter()) < until:
