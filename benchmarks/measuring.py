@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 SETTLED = 0.01
-"""Seconds for which threads of OpenMP's, and so torch's, wait busily for more: as long as they do, they take a core from who comes next."""
+"""Seconds by when GNU's OpenMP threads, and so those of torch from PyPI, wait busily no more: until then they take a core from the next."""
 
 
 def settle() -> None:

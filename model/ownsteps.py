@@ -167,6 +167,7 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
     # One iterator for all of them: whoever is done takes the next slice.
     cuts = iter(list(pairwise(min(count, BLOCK * (blocks * cut // slices)) for cut in range(slices + 1))))
     longest = max(BLOCK, given.query_items.shape[1], int(np.diff(given.starts).max()))
+    longest = -(-longest // BLOCK) * BLOCK  # So that most batches find the room of the one before.
 
     def run() -> None:
         room = room_for(layers, given, longest)
@@ -174,10 +175,18 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
             stepkernels.adapt(layers, given, found, room, *cut)
 
     others = [pool(threads - 1).submit(run) for _ in range(min(threads, slices) - 1)]
-    run()
-    for other in others:
-        if not other.cancel():  # One that never began has nothing left to do.
-            other.result()
+    try:
+        run()
+    finally:
+        for _ in cuts:  # Where this thread has failed, nobody is to take what is left.
+            pass
+        for other in others:
+            if not other.cancel():  # One that never began has nothing left to do.
+                other.result()
+
+
+KEPT = 1 << 25
+"""Bytes of a room that a thread keeps; larger ones are made anew for each batch."""
 
 
 class _Kept(threading.local):
@@ -219,9 +228,12 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "turned": (2, d * n),
     }
     wanted = (dtype, *shapes.values())
-    if _kept.room is None or _kept.shapes != wanted:
-        _kept.shapes, _kept.room = wanted, Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
-    return _kept.room
+    if _kept.room is not None and _kept.shapes == wanted:
+        return _kept.room
+    room = Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
+    if sum(part.nbytes for part in room) <= KEPT:
+        _kept.shapes, _kept.room = wanted, room
+    return room
 
 
 def pull(own: Own, at_score: Tensor) -> Pulled:

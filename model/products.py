@@ -1,9 +1,9 @@
 """Products of matrices that stay in the processor's caches, spelled out for LLVM as `model.lanes` is, for loops that Numba compiles.
 
 A call of BLAS packs what it multiplies, which for a layer of one task takes a fifth of the time and more; taking from a weight is one pass
-here rather than a product and a difference; and a sum has one order, whatever rows stand beside it. `WIDE` numbers of a row are a
-register, or two. Matrices may be views; their rows must be contiguous, but for a ``left`` of `multiply` and `take_product`, which may stand
-transposed.
+here rather than a product and a difference; and a sum has one order, whatever rows stand beside it. `WIDE` numbers of a row are
+worked on together, in as many registers as they take. Matrices may be views, of one floating type; their rows must be contiguous, but for a
+``left`` of `multiply` and `take_product`, which may stand transposed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from model.compiled import borrowing
@@ -29,7 +30,7 @@ WIDE = 16
 """Columns that are worked on together."""
 
 TALL = 10 if binding.get_host_cpu_features().get("avx512f") else 5
-"""Rows likewise: their sums, and what is multiplied, are all that the registers hold."""
+"""Rows likewise: enough sums that none waits for itself, and in single precision no more than registers hold."""
 
 TOGETHER = 4
 """Products of two rows that are summed side by side: one sum would wait for itself."""
@@ -157,9 +158,20 @@ def _generated(write: Callable[..., None]) -> Callable[..., ir.Value]:
     return generate
 
 
-def _of_three(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats], None]:
+def _check(*kinds: types.Array, turned: types.Array | None = None) -> None:
+    """That these are matrices of one type whose rows are contiguous as far as their types tell; ``turned`` may stand transposed."""
+    every = kinds if turned is None else (*kinds, turned)
+    if any(kind.ndim != 2 or kind.dtype != every[0].dtype for kind in every) or any(kind.layout == "F" for kind in kinds):
+        raise TypingError(f"matrices of one type with contiguous rows are wanted, not {every}")
+
+
+def _of_three(write: Callable[..., None], *, turned: bool = False) -> Callable[[Floats, Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
+        if turned:
+            _check(into, right, turned=left)
+        else:
+            _check(into, left, right)
         return types.none(into, left, right), _generated(write)
 
     return cast("Callable[[Floats, Floats, Floats], None]", operation)
@@ -168,6 +180,7 @@ def _of_three(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats], 
 def _of_two(write: Callable[..., None]) -> Callable[[Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, values: types.Array) -> tuple[Any, Any]:
+        _check(into, values)
         return types.none(into, values), _generated(write)
 
     return cast("Callable[[Floats, Floats], None]", operation)
@@ -260,8 +273,8 @@ def _transpose(of: _Code, into: _Matrix, values: _Matrix) -> None:
                 block(row, column, masks(columns, rows), masks(rows, columns))
 
 
-_multiply = _of_three(partial(_product, taken=False))
-_take_product = _of_three(partial(_product, taken=True))
+_multiply = _of_three(partial(_product, taken=False), turned=True)
+_take_product = _of_three(partial(_product, taken=True), turned=True)
 _multiply_rows = _of_three(_rows_by_rows)
 _turn = _of_two(_transpose)
 
@@ -280,7 +293,10 @@ def take_product(left: Floats, right: Floats, into: Floats) -> None:
 
 @borrowing
 def multiply_rows(left: Floats, right: Floats, into: Floats) -> None:
-    """Into = left right', rows by rows: (m, k), (n, k), (m, n). For a few rows on the left; BLAS is faster where there are many."""
+    """Into = left right', rows by rows: (m, k), (n, k), (m, n).
+
+    For a few rows on the left. Where there are hundreds BLAS takes half the time, but sums them in another order than one alone.
+    """
     _multiply_rows(into, left, right)
 
 

@@ -1,7 +1,7 @@
 """Rows through layers of one task, as loops that Numba compiles: the pieces that `model.stepkernels` is made of.
 
-Rows stand in arrays (places, rows, d), a place for what goes into each layer in turn, and in place of a slice such an array and the place
-are given: slices are counted, and between products that take half a microsecond the counting shows.
+Rows stand in arrays (places, rows, d), a place for what goes into each layer in turn, and what is done to rows of one place is given the
+array and the place.
 """
 
 from __future__ import annotations

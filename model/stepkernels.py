@@ -88,7 +88,7 @@ class Found(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a slice of the tasks is worked on in, made once: n and q are the most that there are."""
+    """What tasks are worked on in, one after the other: n and q are the most that there are. What it held before does not matter."""
 
     own: Floats  # (BLOCK, as `Layers.blended`), what the memories add for the tasks of a block
     attended: Floats  # (BLOCK, K), their attention

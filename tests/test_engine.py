@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model import engine, ownsteps, steps
+from model import engine, ownsteps, stepkernels, steps
 from model.adaptation import gradient_steps
 from model.mamo import Mamo
 from model.memory import Writes, compose
@@ -205,6 +207,35 @@ def test_one_thread_and_two_find_the_same_bits() -> None:
         found.append([adapted[0].prediction.score, gradients[0].vector, *writes.tensors().values()])
     for other in found[1:]:
         assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("caller", [True, False])
+def test_what_fails_in_one_thread_is_raised_and_leaves_nothing_running(caller: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, calls, begun = threading.current_thread(), list[bool](), threading.Event()
+
+    def fail(*_: object) -> None:
+        mine = threading.current_thread() is here
+        calls.append(mine)
+        if mine:
+            begun.wait(10)
+        else:
+            begun.set()
+            time.sleep(0.02)
+        if mine is caller:
+            raise FloatingPointError("no number")
+
+    monkeypatch.setattr(stepkernels, "adapt", fail)
+    model = small_model(**PAPER | {"embedding_size": 12})
+    many = [Task(f"u{number}", ["i1"], [3.0], ["i2"], [4.0]) for number in range(200)]
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(FloatingPointError, match="no number"):
+            adapt(model, many, learning=False)
+        made = len(calls)
+        time.sleep(0.1)
+    finally:
+        torch.set_num_threads(1)
+    assert len(calls) == made
 
 
 def test_steps_task_by_task_serve_first_order_where_all_layers_are_adapted() -> None:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 
 from model import products
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from model.kernels import Floats
 
 EDGE = 7.0
@@ -96,3 +99,17 @@ def test_what_is_no_number_stays_where_it_is() -> None:
     products.multiply(drawn.left, drawn.right, drawn.into)
     assert np.isnan(drawn.into[3]).all()
     assert np.isfinite(np.delete(drawn.into, 3, 0)).all()
+
+
+@pytest.mark.parametrize("call", [products.multiply, products.take_product, products.multiply_rows])
+def test_what_it_would_misread_is_refused(call: Callable[[Floats, Floats, Floats], None]) -> None:
+    left, right, into = np.ones((3, 3), np.float32), np.ones((3, 3), np.float32), np.ones((3, 3), np.float32)
+    for wrong in (
+        (left.astype(np.float64), right, into),
+        (left, right.astype(np.float64), into),
+        (left, np.ones((3, 4), np.float32).T, into),
+        (left, right, np.ones((3, 4), np.float32).T),
+        (left[0], right, into),
+    ):
+        with pytest.raises(TypingError, match="contiguous rows"):
+            call(*wrong)
