@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, quantiles
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -28,6 +28,8 @@ TOPICS = [
     Topic("updates", retention_ms=3_600_000, retention_bytes=256 << 20),
 ]
 SOURCE = TopicPartition("interactions", 0)
+
+Durability = Literal["process", "power"]
 
 
 class Times(NamedTuple):
@@ -48,12 +50,14 @@ def timed(times: int, work: Callable[[], object]) -> Times:
     return Times(seconds, (time.process_time() - begin) / times)
 
 
-def measure(folder: Path, durability: str, commits: int, batch: int, update_bytes: int, users: int) -> list[tuple[str, str, Times, int]]:
+def measure(
+    folder: Path, durability: Durability, commits: int, batch: int, update_bytes: int, users: int
+) -> list[tuple[str, str, Times, int]]:
     """Rows of the table: what was done, its size, the times of each commit or poll, records in each."""
     dice = random.Random(1)
     score, support, event, update = os.urandom(150), os.urandom(1200), os.urandom(60), os.urandom(update_bytes)
     rows: list[tuple[str, str, Times, int]] = []
-    with EmbeddedLog(folder / f"{durability}.db", durability=durability) as log:  # type: ignore[arg-type]
+    with EmbeddedLog(folder / f"{durability}.db", durability=durability) as log:
         log.create(TOPICS)
         events = [Message("interactions", b"user", event)] * batch
         rows.append(("append", f"{batch} x {len(event)} B", timed(commits, lambda: log.append(events)), batch))
@@ -103,7 +107,8 @@ def main(
     )
     for column in table.columns[3:]:
         column.justify = "right"
-    for durability, share in (("process", 1), ("power", 10)):
+    shares: dict[Durability, int] = {"process": 1, "power": 10}
+    for durability, share in shares.items():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             for work, size, (seconds, processor), records in measure(
                 Path(scratch), durability, max(commits // share, 100), batch, update_bytes, users

@@ -69,8 +69,8 @@ def factorisation_machine(data: DataSet) -> Callable[[str, str, float], float]:
 
     def step(user: str, item: str, rating: float) -> float:
         x = users[user] | items[item]
-        score = clipped(float(model.predict_one(x)))  # type: ignore[no-untyped-call]
-        model.learn_one(x, rating)  # type: ignore[no-untyped-call]
+        score = clipped(float(model.predict_one(x)))  # type: ignore[no-untyped-call]  # river states no types here
+        model.learn_one(x, rating)  # type: ignore[no-untyped-call]  # river states no types here
         return score
 
     return step

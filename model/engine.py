@@ -25,7 +25,6 @@ from torch import Tensor
 
 from model import kernels
 from model.mamo import Mamo, Prediction
-from model.memory import attend
 from model.numbering import slices
 from model.tasks import Batch
 
@@ -130,8 +129,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7, 9).
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    centre = memory.centre.numpy() if settings.centred else np.zeros(p_u.shape[1], p_u.dtype)
-    attention = attend(p_u, memory.profile.numpy(), centre, settings.temperature)
+    attention = memory.attend(p_u, settings.temperature, centred=settings.centred)
     theta_u, blend = [phi[name] for name in model.user_names], None
     if settings.feature_memory:
         blend = Blend.of(-settings.tau * attention, memory.gradient.numpy(), theta_u)

@@ -46,6 +46,11 @@ class Memory:
         looked = (p_u.detach() - self.centre) if centred else p_u.detach()
         return torch.softmax(temperature * (normalize(looked, eps=SHORT) @ normalize(self.profile, eps=SHORT).T), -1)
 
+    def attend(self, p_u: Floats, temperature: float, *, centred: bool) -> Floats:
+        """As `attention`, of arrays and compiled."""
+        centre = self.centre.numpy() if centred else np.zeros(p_u.shape[1], p_u.dtype)
+        return attend(p_u, self.profile.numpy(), centre, temperature)
+
     def to(self, device: torch.device) -> Memory:
         """The same on a device; itself where it is there already."""
         return self if self.profile.device == device else Memory(**{name: value.to(device) for name, value in vars(self).items()})

@@ -6,7 +6,6 @@ as in `model.steps`.
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -19,7 +18,6 @@ from torch import Tensor
 from model import stepkernels
 from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
-from model.memory import attend
 from model.products import turn
 from model.rowkernels import RELU, SOFTPLUS, TANH
 from model.stepkernels import BLOCK, Found, Given, Layers, Room
@@ -60,8 +58,7 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own
     settings, memory, phi = model.settings, model.memory, model.arrays()
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, _ = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    centre = memory.centre.numpy() if settings.centred else np.zeros(p_u.shape[1], p_u.dtype)
-    attention, item_of = attend(p_u, memory.profile.numpy(), centre, settings.temperature), batch.item_of.numpy()
+    attention, item_of = memory.attend(p_u, settings.temperature, centred=settings.centred), batch.item_of.numpy()
     attended = torch.from_numpy(attention)
     of_user = p_u @ phi["user.0.weight"] + phi["user.0.bias"]
     if settings.feature_memory:
@@ -132,7 +129,7 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
         end = phi["user.0.weight"].size + d
         for place in range(depth - 1):
             begin, end = end, end + d * d + d
-            np.multiply(gradient[:, begin : end - d], -settings.tau, out=blended[:, place * d * d : (place + 1) * d * d])
+            blended[:, place * d * d : (place + 1) * d * d] = -settings.tau * gradient[:, begin : end - d]
             blended[:, size + place * d : size + (place + 1) * d] = -settings.tau * gradient[:, end - d : end]
     if settings.task_memory:
         for row, mixing in zip(blended, memory.mixing.contiguous().numpy(), strict=True):
@@ -167,7 +164,6 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
     # One iterator for all of them: whoever is done takes the next slice.
     cuts = iter(list(pairwise(min(count, BLOCK * (blocks * cut // slices)) for cut in range(slices + 1))))
     longest = max(BLOCK, given.query_items.shape[1], int(np.diff(given.starts).max()))
-    longest = -(-longest // BLOCK) * BLOCK  # So that most batches find the room of the one before.
 
     def run() -> None:
         room = room_for(layers, given, longest)
@@ -185,22 +181,8 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
                 other.result()
 
 
-KEPT = 1 << 25
-"""Bytes of a room that a thread keeps; larger ones are made anew for each batch."""
-
-
-class _Kept(threading.local):
-    """The room that a thread worked in last: its pages are the thread's already, and likely in its caches."""
-
-    shapes: tuple[object, ...] = ()
-    room: Room | None = None
-
-
-_kept = _Kept()
-
-
 def room_for(layers: Layers, given: Given, n: int) -> Room:
-    """Room for tasks with ``n`` interactions in support or query at the most, this thread's until it asks again."""
+    """Room for tasks with ``n`` interactions in support or query at the most."""
     (count, d, _), d_i, q, dtype = layers.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
     users, items = len(layers.user) + 1, len(layers.item) + 1
     shapes = {
@@ -227,13 +209,7 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "product": (d, d),
         "turned": (2, d * n),
     }
-    wanted = (dtype, *shapes.values())
-    if _kept.room is not None and _kept.shapes == wanted:
-        return _kept.room
-    room = Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
-    if sum(part.nbytes for part in room) <= KEPT:
-        _kept.shapes, _kept.room = wanted, room
-    return room
+    return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
 
 
 def pull(own: Own, at_score: Tensor) -> Pulled:

@@ -158,21 +158,19 @@ def _generated(write: Callable[..., None]) -> Callable[..., ir.Value]:
     return generate
 
 
-def _check(*kinds: types.Array, turned: types.Array | None = None) -> None:
-    """That these are matrices of one type whose rows are contiguous as far as their types tell; ``turned`` may stand transposed."""
-    every = kinds if turned is None else (*kinds, turned)
-    if any(kind.ndim != 2 or kind.dtype != every[0].dtype for kind in every) or any(kind.layout == "F" for kind in kinds):
-        raise TypingError(f"matrices of one type with contiguous rows are wanted, not {every}")
+def _signature(*kinds: types.Array, transposed: int | None = None) -> Any:  # noqa: ANN401  Numba's
+    """That of matrices of one type with contiguous rows, as far as types tell; the one numbered ``transposed`` may stand so."""
+    if any(kind.ndim != 2 or kind.dtype != kinds[0].dtype for kind in kinds) or any(
+        kind.layout == "F" for number, kind in enumerate(kinds) if number != transposed
+    ):
+        raise TypingError(f"matrices of one type with contiguous rows are wanted, not {kinds}")
+    return types.none(*kinds)
 
 
-def _of_three(write: Callable[..., None], *, turned: bool = False) -> Callable[[Floats, Floats, Floats], None]:
+def _of_three(write: Callable[..., None], transposed: int | None = None) -> Callable[[Floats, Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
-        if turned:
-            _check(into, right, turned=left)
-        else:
-            _check(into, left, right)
-        return types.none(into, left, right), _generated(write)
+        return _signature(into, left, right, transposed=transposed), _generated(write)
 
     return cast("Callable[[Floats, Floats, Floats], None]", operation)
 
@@ -180,8 +178,7 @@ def _of_three(write: Callable[..., None], *, turned: bool = False) -> Callable[[
 def _of_two(write: Callable[..., None]) -> Callable[[Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, values: types.Array) -> tuple[Any, Any]:
-        _check(into, values)
-        return types.none(into, values), _generated(write)
+        return _signature(into, values), _generated(write)
 
     return cast("Callable[[Floats, Floats], None]", operation)
 
@@ -273,8 +270,8 @@ def _transpose(of: _Code, into: _Matrix, values: _Matrix) -> None:
                 block(row, column, masks(columns, rows), masks(rows, columns))
 
 
-_multiply = _of_three(partial(_product, taken=False), turned=True)
-_take_product = _of_three(partial(_product, taken=True), turned=True)
+_multiply = _of_three(partial(_product, taken=False), transposed=1)
+_take_product = _of_three(partial(_product, taken=True), transposed=1)
 _multiply_rows = _of_three(_rows_by_rows)
 _turn = _of_two(_transpose)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.features import Entry, Value, encode
-from model.numbering import bags, embed, scatter, slices
+from model.numbering import bags, embed, packed, scatter, slices
 from model.settings import Feature
 from model.tables import Table
 
@@ -100,9 +99,8 @@ class Profiles:
         """The places of keys, known or not, (len(keys),)."""
         # Most are known, and this is asked for every interaction of every support set.
         try:
-            # Two thirds of the time that `np.fromiter` and `map` take.
-            found = itemgetter(*keys)(self._places) if len(keys) > 1 else map(self._places.__getitem__, keys)
-            return np.frombuffer(bytearray(struct.pack(f"{len(keys)}q", *found)), np.int64)
+            found = itemgetter(*keys)(self._places) if len(keys) > 1 else map(self._places.__getitem__, keys)  # It is faster than `map`.
+            return packed(found, len(keys), np.int64)
         except KeyError:
             return np.fromiter(map(self._place, keys), np.int64, len(keys))
 

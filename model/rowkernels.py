@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.compiled import borrowing, compiled
-from model.products import take_product
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -97,12 +96,6 @@ def lift(likeness: Floats) -> None:
     for i in range(likeness.shape[0]):
         for j in range(likeness.shape[1]):
             likeness[i, j] += 1
-
-
-@borrowing
-def descend(weight: Floats, values: Floats, place: int, n: int, at: Floats) -> None:
-    """Take x' at from a weight (d, d), for n rows x at ``place`` of values and at at the next."""
-    take_product(values[place, :n].T, at[place + 1, :n], weight)
 
 
 @borrowing

@@ -21,7 +21,7 @@ import numpy as np
 
 from model.compiled import borrowing
 from model.products import multiply, multiply_rows, take_product, turn
-from model.rowkernels import activate, add, before, copy, descend, lift, liken, shrink, squared, take_sum
+from model.rowkernels import activate, add, before, copy, lift, liken, shrink, squared, take_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -241,7 +241,7 @@ def fold(layers: Layers, room: Room, n: int) -> None:
     """Write a step into the layers that see every item."""
     for place in range(len(layers.item)):
         layer = layers.item[place]
-        descend(room.weights[layer], room.values, place, n, room.at)
+        take_product(room.values[place, :n].T, room.at[place + 1, :n], room.weights[layer])
         if layers.biased[layer]:
             take_sum(room.at, place + 1, n, room.biases[layer])
 
@@ -303,7 +303,7 @@ def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, n
         room.user_learned[0, 0, k] += room.at_user[0, 0, k]
     for place in range(users):
         layer = layers.user[place]
-        descend(room.weights[layer], room.user_values, place, 1, room.at_user)
+        take_product(room.user_values[place].T, room.at_user[place + 1], room.weights[layer])
         if layers.biased[layer]:
             take_sum(room.at_user, place + 1, 1, room.biases[layer])
     if number < given.steps - 1:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.history import History
-from model.numbering import number, slices
+from model.numbering import number, packed, slices
 from model.profiles import Profiles
 
 T = TypeVar("T")
@@ -160,7 +159,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     queries = np.fromiter(map(len, query_items), np.int64, len(names))
     if None in histories:
         supports = items.places(list(chain.from_iterable(support_items)))
-        ratings = floats(support_ratings, len(supports))
+        ratings = packed(chain.from_iterable(support_ratings), len(supports), np.float64)
     else:
         supports, ratings = looked_up(histories, lengths, items)
     asked_places = items.places(list(chain.from_iterable(query_items)))
@@ -185,18 +184,12 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_weights=item_weights.to(dtype),
         support=Supports(torch.from_numpy(supported), torch.from_numpy(ratings).to(dtype), torch.from_numpy(starts)),
         query_items=padded(asked),
-        query_ratings=padded(floats(query_ratings, len(asked))).to(dtype),
+        query_ratings=padded(packed(chain.from_iterable(query_ratings), len(asked), np.float64)).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),
         tasks_of=slices(task_ends),
         users_of=slices(user_ends),
         items_of=slices(item_ends.tolist()),
     )
-
-
-def floats(rows: Iterable[Sequence[float]], count: int) -> np.ndarray:
-    """The ``count`` numbers of all rows, one after the other."""
-    # A third of the time that numpy takes to look through a list.
-    return np.frombuffer(bytearray(struct.pack(f"{count}d", *chain.from_iterable(rows))), np.float64)
 
 
 def looked_up(histories: Sequence[History], lengths: np.ndarray, items: Profiles) -> tuple[np.ndarray, np.ndarray]:
