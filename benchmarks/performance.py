@@ -183,6 +183,28 @@ def stream(runs: Sequence[Run]) -> str:
     return table(["", "cores", "events/s", "MAE", "RMSE", "the whole run, s"], map(cells, runs))
 
 
+def restorations(measured: Run) -> str:
+    """What it takes to have all support sets of a partition at hand."""
+
+    def cells(name: str, found: Run) -> list[str]:
+        disk = ("store_bytes", "store_peak_bytes") if "memory" not in name else ()
+        sizes = [f"{found[size] / 1e6:,.0f}" for size in ("memory_peak_bytes", *disk)]
+        took = [f"{found[key]:,.1f}" for key in ("seconds", "processor_seconds")]
+        return [name, f"{found['records']:,}", *took, *sizes, *[""] * (3 - len(sizes))]
+
+    heads = ["", "records read", "s", "s of processor", "resident MB", "disk MB", "at most"]
+    return table(heads, (cells(*item) for item in measured["restorations"].items()))
+
+
+def state_rates(measured: Run) -> str:
+    """Support sets and events a second of one store."""
+    heads = ["", "a second", "a second of processor"]
+    names = ("reads", "writes", "events")
+    return table(
+        heads, ([name, *(f"{measured['rates'][f'{name}_per_{of}']:,.0f}" for of in ("second", "processor_second"))] for name in names)
+    )
+
+
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its place in the page."""
     measured = json.loads((results / "end-to-end.json").read_text())
@@ -190,6 +212,8 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
     for run in measured["runs"]:
         kinds.setdefault(run["kind"], []).append(run)
     machine = measured["machine"]
+
+    restored = json.loads((results / "restore.json").read_text())
 
     def runs(name: str, kind: str = "") -> list[Run]:
         return [run for run in json.loads((results / name).read_text())["runs"] if not kind or run["kind"] == kind]
@@ -208,6 +232,8 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "large-catalogue": large_catalogue(runs("large-catalogue.json")),
         "growth": growth(runs("growth.json")),
         "stream": stream(runs("stream.json")),
+        "restorations": restorations(restored),
+        "state-rates": state_rates(restored),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from consumers.inspection import public
 from consumers.scenarios import PULL, SCENARIOS, Biases, Protocol, Split, episode, split
 from consumers.system import new_model
+from consumers.threads import limit_threads
 from model.memory import user_spread
 from model.meta import Optimiser, adapt, differentiate, predict
 from model.ranking import ndcg
@@ -165,8 +166,7 @@ def evaluate(
     Raises `SourceError` where the data cannot be split, `Diverged` where training runs away.
     """
     began = time.monotonic()
-    # Products are small, as in a worker's lane; a thread more only waits.
-    torch.set_num_threads(max(1, settings.cores() // 2))
+    limit_threads(settings.cores())
     parts = split(data.interactions, protocol)
     chosen = [settings.seed + run for run in range(seeds)]
 

@@ -87,7 +87,7 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
             topic = topic._replace(retention_ms=retention[name] or None)  # noqa: PLW2901
         elif name in sizes:
             # By size alone: how far back they reach is a matter of disk, not of days.
-            topic = topic._replace(retention_ms=None, retention_bytes=sizes[name])  # noqa: PLW2901
+            topic = topic._replace(retention_bytes=sizes[name])  # noqa: PLW2901
         # A letter that its topic refused would stop the stream.
         least = LETTER_BYTES if name == "dead-letters" else 0
         made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least))

@@ -12,6 +12,7 @@ from typing import Any
 
 from consumers import catalogue, exits
 from consumers.inspection import toml
+from model.settings import Feature
 
 SETTINGS = """\
 <!-- Made by `python -m consumers.reference`; edit the code that it is made from. -->
@@ -32,6 +33,31 @@ of a schema) replaces that of the source below as a whole.
 `coldstream config` prints the values in force and where each came from. A setting that is unknown or wrong is an error that names it and
 its place, with exit code 2. So is any other variable that begins with `COLDSTREAM_`: in Kubernetes set `enableServiceLinks: false` where
 a service is called coldstream, or the variables that it makes would count as settings.
+"""
+
+FEATURES = """\
+## Features
+
+Under `[schema.user]` and `[schema.item]` stand the features that the model looks at, by the names that they have in profiles:
+
+```toml
+[schema.user]
+age = {{ kind = "numeric", mean = 35, scale = 12, bins = [25, 35, 50] }}
+occupation = {{ kind = "categorical" }}
+
+[schema.item]
+id = {{ kind = "id" }}
+class = {{ kind = "multivalued", max_values = 4 }}
+```
+
+| kind | its value in a profile | to the model |
+| --- | --- | --- |
+| `id` | none; of items only | the item itself, which can be learned apart from all that are like it |
+| `categorical` | one text | a category |
+| `multivalued` | a list of texts | categories that count alike |
+| `numeric` | a number x | (x - mean) / scale along one direction, and with `bins` the category of the bin that x falls into |
+
+{fields}
 """
 
 METRICS = """\
@@ -99,6 +125,8 @@ def settings_page() -> str:
         if own:
             parts.append(f"## [{table}]\n\n{_sentence(model.__doc__)}\n" if table else "## At the top of the file\n")
             parts.append(_table(("setting", "default", "unit", "allowed", "what it does"), map(_setting_row, own)) + "\n")
+    fields = [(f"`{name}`", f"`{toml(field.default)}`", field.description or "") for name, field in Feature.model_fields.items()]
+    parts.append(FEATURES.format(fields=_table(("field", "default", "what it does"), fields[1:])))
     return "\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from consumers.histories import history_of
 from consumers.system import new_model
 from consumers.tables import ProfileTables
+from consumers.threads import limit_threads
 from consumers.versions import Versions
 from model.catalogue import Catalogue
 from model.meta import predict
@@ -99,6 +100,7 @@ def _score(model: Mamo, questions: Sequence[_Open]) -> None:
 
 def offline(log: Log, settings: Settings, topics: dict[str, Topic], request: Request) -> tuple[Ranking, int]:
     """Answer a request from what stands in the log, and say at which model version. Nothing is written."""
+    limit_threads(settings.cores())
     partition = partition_of(request.user.encode(), topics["interactions"].partitions)
     model = new_model(settings)
     versions = Versions(log, {name: topic.name for name, topic in topics.items()}, settings.digest(), model)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -92,7 +91,7 @@ class TopicSettings(Section):
     """How topics are made (`coldstream topics create`). Topics that exist are not changed."""
 
     partitions: int = setting(
-        8, "Partitions of interactions, requests, users, support and updates; fixed once made.", "partitions", ge=1, le=4096
+        8, "Partitions of interactions, requests, users, support, updates and scores; fixed once made.", "partitions", ge=1, le=4096
     )
     retention_ms: Retention = Field(default_factory=Retention, description="By topic.")
     updates_bytes: int = setting(268_435_456, "Updates kept, for each partition.", "bytes", ge=1_048_576)
@@ -239,7 +238,13 @@ class Settings(Section):
     topic_prefix: str = setting("", "Put before the names of topics, groups and transactional ids.", max_length=100)
     group: str = setting("coldstream", "Consumer group of the workers, and stem of transactional ids.", min_length=1, max_length=100)
     seed: int = setting(1, "Of every random choice.", ge=0, le=2**63 - 1)
-    threads: int = setting(0, "Threads for arithmetic; 0 takes the cores that this process may use.", "threads", ge=0, le=1024)
+    threads: int = setting(
+        0,
+        "Cores to count on; 0: all that this process may use. Arithmetic takes half of them, at least one thread.",
+        "threads",
+        ge=0,
+        le=1024,
+    )
     device: Literal["cpu", "cuda"] = setting("cpu", "Where adapting and learning are computed; cuda needs a GPU that torch can use.")
     preset: Literal["default", "paper"] = setting("default", "Values right above the defaults: paper is MAMO as printed.")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe message that is logged.")
@@ -299,8 +304,10 @@ class Settings(Section):
         return self.topic_prefix + self.group
 
     def cores(self) -> int:
-        """How many threads the arithmetic gets: ``threads``, or the cores that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """How many cores this process counts on: ``threads``, or those that it may use."""
+        from consumers.threads import allowed_cores
+
+        return self.threads or allowed_cores()
 
     def event_limits(self) -> Limits:
         """The limits and the rating scale as the checks of events take them."""

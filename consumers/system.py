@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that is limited below
 import structlog
 import torch
-from threadpoolctl import ThreadpoolController
 
 from consumers import patience
 from consumers.layers import SettingsError
 from consumers.opening import connect, endpoint, topics_of
+from consumers.threads import limit_threads
 from consumers.trainer import Trainer
 from consumers.versions import Versions
 from consumers.worker import Worker
@@ -63,10 +62,7 @@ class System:
 
     def __init__(self, settings: Settings, *, log: Log | None = None) -> None:
         self.settings = settings
-        # A step's products are small: a second thread saves it little, and takes a core from the trainer or the broker.
-        torch.set_num_threads(max(1, settings.cores() // 2))
-        # What Numba's loops multiply is smaller still, and its BLAS would take every core of the machine.
-        ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+        limit_threads(settings.cores())
         compile_loops(settings)
         self._stack = ExitStack()
         self.topics = topics_of(settings)

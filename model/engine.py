@@ -4,7 +4,7 @@
 
 - The tasks of a user share one network, one matrix T and one prior, so that an item's features are x = T' z of z = [e_i, 1]. What a support
   tells of the last layer is then T' S T with S = Z' N Z, in which items are as all users see them: no task has features of its own.
-- So S is a weighted sum of products z z' of items, each made once, however many supports hold the item; and supports need no padding.
+- So items are embedded once, however many supports hold them, a task's rows z are gathered, and S is one product; supports need no padding.
 - What is summed over a support on the way back is summed by item before anything else is done with it.
 - What is done for each task is compiled (`model.kernels`). What is done once for all users or items is some forty calls, here numpy's: on
   arrays of a few kilobytes it is the calls that cost, and torch's cost three times as much.

@@ -22,10 +22,12 @@ class Feature(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["id", "categorical", "multivalued", "numeric"]
-    mean: float = 0.0
-    scale: float = Field(default=1.0, gt=0)
-    bins: tuple[float, ...] = ()
-    max_values: int = Field(default=8, ge=1, le=256)
+    mean: float = Field(default=0.0, description="of numeric: the number that counts as 0")
+    scale: float = Field(default=1.0, gt=0, description="of numeric: how much more counts as 1")
+    bins: tuple[float, ...] = Field(
+        default=(), description="of numeric: rising bounds; a category is from one up to but not including the next"
+    )
+    max_values: int = Field(default=8, ge=1, le=256, description="of multivalued: as many count, what comes after them is ignored")
 
     @property
     def slots(self) -> int:
@@ -198,7 +200,7 @@ def digest(*parts: BaseModel | dict[str, Any]) -> str:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # The equations literally, at the sizes of the paper's reference code. docs/decisions/0002-presets.md records each difference.
+    # The equations literally, at the sizes of the paper's reference code. docs/decisions/0002 records each difference.
     "paper": {
         "model": {
             "item_id": False,

@@ -17,47 +17,37 @@ POSITION_KEY = b"\0position"
 """The key of a partition's position record in ``support``: no user has it, since no id holds control characters."""
 
 
-def topics(
-    prefix: str = "",
-    partitions: int = 8,
-    *,
-    retention_ms: int | None = 7 * DAY_MS,
-    model_retention_ms: int | None = 7 * DAY_MS,
-    model_retention_bytes: int | None = 1 << 30,
-    null_retention_ms: int | None = 7 * DAY_MS,
-) -> dict[str, Topic]:
+def topics(prefix: str = "", partitions: int = 8) -> dict[str, Topic]:
     """Return every topic by its plain name; `Topic.name` has the ``prefix`` before it.
 
-    ``partitions`` (at least 1) is that of the topics in `COPARTITIONED`, fixed when they are made. ``retention_ms`` is how long
-    interactions, requests, scores and dead letters are kept, ``model_retention_ms`` and ``model_retention_bytes`` (per partition) bound
-    updates and model, which are large and needed only until a snapshot covers them; ``null_retention_ms`` is how long a compacted
-    topic remembers a removal, and so how long a reader may stay away. None is without bound. Raises ValueError for less than one partition.
+    ``partitions`` (at least 1) is that of the topics in `COPARTITIONED`, fixed when they are made. How long topics that are not compacted
+    are kept is a matter of settings (`consumers.opening.topics_of`); here they are kept for ever. Raises ValueError for less than
+    one partition.
     """
     if partitions < 1:
         raise ValueError(f"partitions is {partitions}, it must be at least 1")
 
-    def by_time(name: str, count: int) -> Topic:
-        return Topic(prefix + name, count, "delete", retention_ms, None, MAX_RECORD_BYTES)
-
-    def by_size(name: str, count: int) -> Topic:
-        return Topic(prefix + name, count, "delete", model_retention_ms, model_retention_bytes, MAX_RECORD_BYTES)
+    def kept(name: str, count: int) -> Topic:
+        return Topic(prefix + name, count, "delete", None, None, MAX_RECORD_BYTES)
 
     def compacted(name: str, count: int) -> Topic:
-        return Topic(prefix + name, count, "compact", null_retention_ms, None, MAX_RECORD_BYTES)
+        # So long a removal is remembered, and so long may a reader stay away.
+        return Topic(prefix + name, count, "compact", 7 * DAY_MS, None, MAX_RECORD_BYTES)
 
     return {
-        "interactions": by_time("interactions", partitions),
+        "interactions": kept("interactions", partitions),
         "users": compacted("users", partitions),
         # Every worker reads all items, so partitions would only cost: with one, a single offset says how far a worker has read.
         "items": compacted("items", 1),
-        "requests": by_time("requests", partitions),
-        "scores": by_time("scores", partitions),
+        "requests": kept("requests", partitions),
+        "scores": kept("scores", partitions),
         "support": compacted("support", partitions),
-        "updates": by_size("updates", partitions),
-        "model": by_size("model", 1),
+        "updates": kept("updates", partitions),
+        "model": kept("model", 1),
         "snapshots": compacted("snapshots", 1),
-        "dead-letters": by_time("dead-letters", 1),
+        "dead-letters": kept("dead-letters", 1),
         "sent-back": compacted("sent-back", 1),
         "replays": compacted("replays", 1),
-        "trainer-lock": by_time("trainer-lock", 1),
+        # Nothing is ever written to it.
+        "trainer-lock": kept("trainer-lock", 1)._replace(retention_ms=7 * DAY_MS),
     }

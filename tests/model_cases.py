@@ -90,10 +90,11 @@ def small_model(
     seed: int = 1,
     schema: FeatureSchema = SCHEMA,
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
     **settings: Any,  # noqa: ANN401  whatever ModelSettings takes
 ) -> Mamo:
     """A model in which nothing is zero: parameters, memories and the rows of the shared tasks are moved at random."""
-    model = Mamo(ModelSettings(**settings), schema, (1.0, 5.0), seed=seed, dtype=dtype)
+    model = Mamo(ModelSettings(**settings), schema, (1.0, 5.0), seed=seed, dtype=dtype, device=device)
     for key, features in USERS.items():
         model.users.set(key, features)
     for key, features in ITEMS.items():

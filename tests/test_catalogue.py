@@ -35,15 +35,15 @@ TASKS = [
 ]
 
 
-def stocked(over: dict[str, Any], items: int = 150, by: float = 1.0) -> Mamo:
-    model = small_model(**over)
+def stocked(over: dict[str, Any], items: int = 150, by: float = 1.0, dtype: torch.dtype = torch.float64) -> Mamo:
+    model = small_model(dtype=dtype, **over)
     rng = np.random.default_rng(1)
     for number in range(5, items):
         model.items.set(
             f"i{number}", {"genre": [str(genre) for genre in rng.choice(["drama", "crime", "comedy", "war"], 2, replace=False)]}
         )
     rows = model.item_table.admit([f"id=i{number}" for number in range(items)])
-    model.item_table.values[rows] = torch.from_numpy(by * rng.standard_normal((items, model.item_table.width)))
+    model.item_table.values[rows] = torch.from_numpy(by * rng.standard_normal((items, model.item_table.width))).to(dtype)
     return model
 
 
@@ -78,6 +78,19 @@ def test_the_best_are_among_the_candidates(model: Mamo, wanted: int, by: float) 
         best = [item for _, item in of_all(model, task, items.every())[:wanted]]
         assert set(best) <= set(found)
         assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("over", VARIANTS.values(), ids=list(VARIANTS))
+def test_the_best_are_among_the_candidates_in_single_precision_too(over: dict[str, Any]) -> None:
+    model = stocked(over | {"embedding_size": 12}, items=5000, by=0.5, dtype=torch.float32)
+    items = Catalogue(model)
+    apart = 0.0
+    for task, found, chosen_by in zip(TASKS, items.candidates(TASKS, [25] * 3), items._scores(TASKS).clamp(1.0, 5.0), strict=True):
+        ranked = of_all(model, task, items.every())
+        assert {item for _, item in ranked[:25]} <= set(found)
+        by_key = dict(zip(items.every(), chosen_by.tolist(), strict=True))
+        apart = max(apart, *(abs(by_key[item] + score) for score, item in ranked))
+    assert apart < catalogue.MARGIN * 4.0 / 10, "what chooses is far nearer to what scores than the margin is wide"
 
 
 def test_candidates_are_few_more_than_wanted() -> None:

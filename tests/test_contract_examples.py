@@ -10,6 +10,8 @@ import msgpack
 import msgspec
 import pytest
 
+from consumers.opening import topics_of
+from consumers.settings import Settings
 from streaming import events
 from streaming.chunks import HEADER_BYTES
 from streaming.codec import DTYPES, array, decode, encode
@@ -17,7 +19,7 @@ from streaming.deadletters import KEPT_BYTES
 from streaming.log import Record
 from streaming.partitioner import partition_of
 from streaming.textfiles import MAX_LINE_BYTES
-from streaming.topics import COPARTITIONED, MAX_RECORD_BYTES, topics
+from streaming.topics import COPARTITIONED, DAY_MS, MAX_RECORD_BYTES
 from streaming.validation import Limits, decode_interaction, decode_profile
 
 PAGE = (Path(__file__).parent.parent / "docs" / "contract.md").read_text(encoding="utf-8")
@@ -76,13 +78,21 @@ def test_tensors_of_the_examples_are_tensors() -> None:
 
 
 def test_the_table_of_topics_is_that_of_the_code() -> None:
-    rows = table("## Topics")
-    assert set(rows) == set(topics())
-    for name, topic in topics().items():
-        _, partitions, kept, _ = rows[name]
+    rows, made = table("## Topics"), topics_of(Settings())
+    assert set(rows) == set(made)
+    for name, topic in made.items():
+        _, partitions, kept, default = rows[name]
         assert partitions == ("shared" if name in COPARTITIONED else "1")
         assert (kept == "compacted") == (topic.cleanup == "compact")
         assert ("size" in kept) == (topic.retention_bytes is not None)
+        if topic.cleanup == "compact":
+            continue
+        if topic.retention_bytes is not None:
+            size = f"{topic.retention_bytes >> 20} MiB" if topic.retention_bytes < 1 << 30 else f"{topic.retention_bytes >> 30} GiB"
+            assert default == size + (" a partition" if name in COPARTITIONED else "")
+        elif name != "trainer-lock":  # to which nothing is written
+            days = (topic.retention_ms or 0) // DAY_MS
+            assert default == (f"{days} day{'s' if days > 1 else ''}" if days else "for ever")
 
 
 def test_reasons_are_those_of_the_code() -> None:

@@ -6,17 +6,17 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from consumers import catalogue, inspection, reference
+from consumers import catalogue, inspection, reference, threads
 from consumers.layers import Loaded, SettingsError, load
 from consumers.settings import Settings
-from model.settings import PRESETS
+from model.settings import PRESETS, Feature, FeatureSchema
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -226,12 +226,20 @@ def test_default_limits_are_those_of_the_checks() -> None:
     assert Settings().event_limits() == Limits()
 
 
-def test_threads_default_to_the_cores_of_this_process() -> None:
-    assert Settings().cores() == len(os.sched_getaffinity(0))
+def test_a_setting_says_how_many_cores_to_count_on() -> None:
+    assert Settings().cores() == threads.allowed_cores()
     assert Settings(threads=3).cores() == 3
 
 
 # What is shown and documented
+
+
+def test_the_example_of_features_is_one() -> None:
+    example = reference.settings_page().partition("```toml\n")[2].partition("```")[0]
+    schema = FeatureSchema.model_validate(tomllib.loads(example)["schema"])
+    assert {feature.kind for feature in (*schema.user.values(), *schema.item.values())} == set(
+        get_args(Feature.model_fields["kind"].annotation)
+    )
 
 
 def test_every_setting_says_what_it_is() -> None:

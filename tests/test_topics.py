@@ -37,13 +37,12 @@ def test_the_prefix_is_in_the_name_and_not_in_the_key() -> None:
         assert topic.name == f"test.{name}"
 
 
-def test_retention_is_bounded_by_default_and_a_setting() -> None:
-    for topic in topics().values():
-        assert topic.retention_ms == 7 * 24 * 3600 * 1000
+def test_removals_are_remembered_for_a_week_and_nothing_is_dropped_unless_settings_say_so() -> None:
+    for name, topic in topics().items():
+        week = topic.cleanup == "compact" or name == "trainer-lock"
+        assert topic.retention_ms == (7 * 24 * 3600 * 1000 if week else None), name
+        assert topic.retention_bytes is None
         assert topic.max_record_bytes == 1_000_000
-    assert topics()["updates"].retention_bytes == 1 << 30
-    assert topics(retention_ms=None)["interactions"].retention_ms is None
-    assert topics(retention_ms=None)["model"].retention_ms is not None
 
 
 def test_no_partitions_are_refused() -> None:

@@ -36,15 +36,15 @@ def command(
     Support sets, and that each event has one score or dead letter, are checked whole, whatever --since-offset and --limit say.
     """
     settings = configured(ctx, config, sets, verbose, {"broker": broker}).settings
-    import torch
     from rich.console import Console
 
     from consumers.audit import audit
     from consumers.exits import Exit
     from consumers.opening import connect, topics_of
     from consumers.progress import AuditBar
+    from consumers.threads import limit_threads
 
-    torch.set_num_threads(settings.cores())
+    limit_threads(settings.cores())
     with connect(settings) as log, AuditBar(Console(stderr=True)) as bar:
         report = audit(
             log, settings, topics_of(settings), partitions=partition or (), since=since_offset, limit=limit, on_progress=bar.update
