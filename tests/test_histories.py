@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumers import histories
 from consumers.histories import Histories, history_of
 from model.history import History
 from model.profiles import Profiles
@@ -43,24 +45,24 @@ def test_the_history_after_an_event_is_that_of_the_support_set_after_it(events: 
 @given(EVENTS)
 def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: list[tuple[str, int, int]]) -> None:
     sets, metrics = SupportSets(5), Metrics()
-    histories = Histories(metrics)
+    kept = Histories(metrics)
     for at, (user, item, rating) in enumerate(events):
         sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at))
         expected = history_of(sets.get(user))
         for _ in range(2):  # staged, and committed
             for _ in range(2):
-                found = histories.of(sets, user)
+                found = kept.of(sets, user)
                 assert (found.items, found.ratings) == (expected.items, expected.ratings)
             sets.begin(sets.changes())
             sets.commit()
-        assert histories.of(sets, user) is histories.of(sets, user)
+        assert kept.of(sets, user) is kept.of(sets, user)
 
 
 @given(EVENTS, st.sets(st.integers(0, 40)), st.booleans())
 def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int, int]], ends: set[int], fails: bool) -> None:
-    sets, histories, after_events = SupportSets(5), Histories(Metrics()), dict[str, History]()
+    sets, kept, after_events = SupportSets(5), Histories(Metrics()), dict[str, History]()
     for at, (user, item, rating) in enumerate(events):
-        history = after_events.get(user) or histories.of(sets, user)
+        history = after_events.get(user) or kept.of(sets, user)
         before, expected = sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)), history_of(sets.get(user))
         assert (history.items, history.ratings) == (history_of(before).items, history_of(before).ratings)
         after = history.and_then(f"i{item}", float(rating), 5)
@@ -70,15 +72,36 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
         if at in ends:
             changes = sets.changes()
             sets.begin(changes)
-            histories.keep(changes, after_events)
-            kept, after_events = after_events, {}
+            kept.keep(changes, after_events)
+            led_to, after_events = after_events, {}
             if fails:
                 sets.discard_all()
                 continue
             sets.commit()
-            found = histories.of(sets, user)
+            found = kept.of(sets, user)
             assert (found.items, found.ratings) == (expected.items, expected.ratings)
-            assert user not in kept or found is kept[user]
+            assert user not in led_to or found is led_to[user]
+
+
+def test_of_more_users_than_are_kept_those_looked_at_longest_ago_are_made_anew_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "MOST", 2)
+    sets, metrics = SupportSets(5), Metrics()
+    for at, user in enumerate(["ann", "bob", "cem"]):
+        sets.append(user, interaction(user, 1, 4, at), ("interactions", 0, at))
+    sets.begin(sets.changes())
+    sets.commit()
+    kept = Histories(metrics)
+    ann, bob = kept.of(sets, "ann"), kept.of(sets, "bob")
+    assert kept.of(sets, "ann") is ann
+    kept.of(sets, "cem")
+    assert kept.of(sets, "ann") is ann
+    assert kept.of(sets, "bob") is not bob
+    kept.of(sets, "nobody")
+    kept.keep([], {})
+    of_results = {
+        result: metrics.registry.get_sample_value("coldstream_histories_total", {"result": result}) for result in ("unchanged", "read")
+    }
+    assert of_results == {"unchanged": 2, "read": 4}
 
 
 def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
