@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streaming.events import REASONS
 from streaming.metrics import GROUPS, HALF_LIFE, STAGES, Metrics, RunningError, StepReport
+from tests.small_runs import MICRO_BATCH, Stream, fill, run_and_keep, small
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -132,6 +134,20 @@ def test_stages_are_timed_and_add_up() -> None:
     assert set(metrics.stage_seconds) == set(STAGES)
     assert value(metrics, "step_stage_seconds_count", stage="decode") == 2
     assert value(metrics, "step_stage_seconds_sum", stage="decode") == pytest.approx(metrics.stage_seconds["decode"])
+
+
+def test_every_stage_of_a_run_is_timed_once_a_step_and_none_twice_at_once(tmp_path: Path) -> None:
+    settings, stream = small(tmp_path / "log.db"), Stream(200)
+    fill(settings, stream.profiles + stream.messages)
+    began = time.monotonic()
+    with run_and_keep(settings) as (system, _):
+        took = time.monotonic() - began
+        seconds = system.metrics.stage_seconds
+        steps = -(-len(stream.messages) // MICRO_BATCH)
+        for stage in set(STAGES) - {"adopt"}:  # In lockstep worker and trainer share a model.
+            assert seconds[stage] > 0, stage
+            assert value(system.metrics, "step_stage_seconds_count", stage=stage) >= steps, stage
+    assert sum(seconds.values()) < took
 
 
 def test_a_stage_that_fails_is_timed_too() -> None:
