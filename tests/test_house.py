@@ -138,6 +138,27 @@ def test_nothing_listens_beyond_loopback_by_default() -> None:
     assert [str(path.relative_to(ROOT)) for path in sources() if everywhere.search(path.read_text(encoding="utf-8"))] == []
 
 
+def test_files_that_sources_and_pages_name_exist() -> None:
+    named = re.compile(r"(?<![\w/.-])(?:docs|benchmarks|deploy|model|streaming|consumers|tests)/[\w./-]+\.(?:md|py|toml|ya?ml|json|svg)\b")
+    decision = re.compile(r"docs/decisions/(\d{4})\b|\]\((\d{4})-")
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")]
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.name != Path(__file__).name]
+    missing = []
+    for path in [
+        *pages,
+        *sources(),
+        *tests,
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "deploy").rglob("*.*ml"),
+        *(ROOT / "deploy").rglob("*.md"),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        missing += [f"{path.name}: {name}" for name in named.findall(text) if not any((at / name).exists() for at in (ROOT, path.parent))]
+        numbers = ["".join(found) for found in decision.findall(text)]
+        missing += [f"{path.name}: {number}" for number in numbers if not list((ROOT / "docs" / "decisions").glob(f"{number}-*.md"))]
+    assert missing == []
+
+
 def pyproject() -> dict[str, dict[str, list[str]]]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
