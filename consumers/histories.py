@@ -6,15 +6,24 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from model.history import History
+from model.texts import Texts, rows_of
+from streaming.codec import decode
+from streaming.events import FORMAT, Support
 
 if TYPE_CHECKING:
-    from streaming.events import Support
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
 
 MOST = 8192
 """Users kept, some 10 KB each at 100 interactions; of more, those looked at longest ago are made anew."""
+
+BEGINS = b"\x86\xacinteractions"
+ENDS = b"\xa6format" + bytes([FORMAT])
+ARRAY, ARRAY_16 = 0x90, 0xDC
+"""How an encoded support set begins and ends: a MessagePack map of six, `Support`'s fields in their order, and what arrays begin with."""
 
 
 class Histories:
@@ -32,11 +41,13 @@ class Histories:
             self._unchanged += 1
             self._kept.move_to_end(user)
             return known[1]
-        support = sets.get(user)
-        self._read += support is not None
-        made = history_of(support)
-        if value is not None:  # What is staged may come to nothing.
-            self._keep(user, value, made)
+        if value is None:  # What is staged may come to nothing.
+            support = sets.get(user)
+            self._read += support is not None
+            return history_of(support)
+        self._read += 1
+        made = history_of_encoded(value)
+        self._keep(user, value, made)
         return made
 
     def keep(self, changes: Sequence[tuple[bytes, bytes | None]], histories: Mapping[str, History]) -> None:
@@ -65,3 +76,18 @@ def history_of(support: Support | None) -> History:
     """The items and ratings of a support set, oldest first; of an item rated again the latest rating counts, in its place."""
     interactions = support.interactions if support else []
     return History.of([item for item, _, _ in interactions], [rating for _, rating, _ in interactions])
+
+
+def history_of_encoded(value: bytes) -> History:
+    """As `history_of`, of an encoded support set: its items stay where they are, and are found there."""
+    if value.startswith(BEGINS) and value.endswith(ENDS) and len(value) > len(BEGINS) + 3:
+        kind, at = value[len(BEGINS)], len(BEGINS) + 1
+        if kind == ARRAY_16:
+            count, at = int.from_bytes(value[at : at + 2]), at + 2
+        else:
+            count = kind & 0x0F if kind & 0xF0 == ARRAY else -1
+        if count >= 0:
+            spans, ratings, end = rows_of(np.frombuffer(value, np.uint8), at, count)
+            if end >= 0:
+                return History.of(Texts(value, spans), ratings.tolist())
+    return history_of(decode(value, Support, what="support set"))

@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from consumers import patience
+from consumers.histories import history_of_encoded
 from consumers.layers import SettingsError
 from consumers.opening import connect, endpoint, topics_of
 from consumers.threads import limit_threads
@@ -21,6 +22,8 @@ from consumers.worker import Worker
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate
 from model.tasks import Task
+from streaming.codec import encode
+from streaming.events import Support
 from streaming.health import Health
 from streaming.metrics import Metrics
 
@@ -51,6 +54,9 @@ def compile_loops(settings: Settings) -> None:
     task = Task("", [""], [settings.rating.minimum], [""], [settings.rating.minimum])
     (gradient,), writing = differentiate(model, adapt(model, [task], learning=True), [""])
     writes = writing.composed()
+    history = history_of_encoded(encode(Support([("", settings.rating.minimum, 0)], ("", 0, 0), 1, 0)))
+    history.rated(model.items)
+    history.and_then("another", settings.rating.minimum, 1)
     if gradient.finite() and (writes is None or writes.finite()):
         Optimiser(model).step(gradient, writes)
     if (seconds := time.monotonic() - began) > COMPILED_SECONDS:

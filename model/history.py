@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from model.profiles import Profiles
+from model.texts import Texts, last_of_each
 
 NOTHING = np.empty((0, 2))
 
@@ -17,7 +20,7 @@ class History:
 
     __slots__ = ("_before", "_epoch", "_rated", "items", "ratings", "whole")
 
-    def __init__(self, items: list[str], ratings: list[float], *, whole: bool = False, before: History | None = None) -> None:
+    def __init__(self, items: Sequence[str], ratings: list[float], *, whole: bool = False, before: History | None = None) -> None:
         self.items = items
         self.ratings = ratings
         self.whole = whole
@@ -26,8 +29,13 @@ class History:
         self._epoch: object = None
 
     @classmethod
-    def of(cls, items: list[str], ratings: list[float]) -> History:
+    def of(cls, items: Sequence[str], ratings: list[float]) -> History:
         """The history of interactions, oldest first: of an item rated again the latest rating counts, in its place."""
+        if isinstance(items, Texts):
+            left = last_of_each(items.bytes, items.spans)
+            if len(left) == len(items):
+                return cls(items, ratings, whole=True)
+            return cls(Texts(items.buffer, items.spans[left]), [ratings[place] for place in left.tolist()])
         last = {item: place for place, item in enumerate(items)}
         if len(last) == len(items):
             return cls(items, ratings, whole=True)
@@ -46,7 +54,9 @@ class History:
                 last = (profiles.places(self.items[-1:])[0], self.ratings[-1])
                 self._rated = np.concatenate([before.rated(profiles)[len(before.items) + 1 - len(self.items) :], [last]])
             else:
-                self._rated = np.array([profiles.places(self.items), self.ratings], np.float64).T.copy()
+                self._rated = np.empty((len(self.items), 2))
+                self._rated[:, 0] = profiles.places(self.items)
+                self._rated[:, 1] = self.ratings
             self._epoch = profiles.epoch
         return self._rated
 

@@ -16,6 +16,7 @@ from model.features import Entry, Value, encode
 from model.numbering import bags, embed, packed, scatter, slices
 from model.settings import Feature
 from model.tables import Table
+from model.texts import Index, Texts
 
 if TYPE_CHECKING:
     from model.numbering import Floats, Numbers
@@ -53,6 +54,7 @@ class Profiles:
         self.epoch = object()
         """Changes whenever a place that was given may no longer hold."""
         self._places: dict[str, int] = {}
+        self._index: Index | None = None
         self._free: list[int] = []
         self._rows = np.zeros((64, self.slots), np.int64)
         self._weights = np.zeros((64, self.slots), np.float32)
@@ -70,6 +72,8 @@ class Profiles:
             self.features.pop(key, None)
             if (place := self._places.pop(key, None)) is not None:
                 self._free.append(place)
+                if self._index is not None:
+                    self._index.remove(key)
                 self.epoch = object()
             return
         if key in self.features or len(self.features) < self.remember:
@@ -97,6 +101,8 @@ class Profiles:
 
     def places(self, keys: Sequence[str]) -> Numbers:
         """The places of keys, known or not, (len(keys),)."""
+        if isinstance(keys, Texts):
+            return self._places_of(keys)
         # Most are known, and this is asked for every interaction of every support set.
         try:
             found = itemgetter(*keys)(self._places) if len(keys) > 1 else map(self._places.__getitem__, keys)  # It is faster than `map`.
@@ -104,10 +110,21 @@ class Profiles:
         except KeyError:
             return np.fromiter(map(self._place, keys), np.int64, len(keys))
 
+    def _places_of(self, keys: Texts) -> Numbers:
+        if self._index is None:
+            self._index = Index(self._places)
+        found, unknown = self._index.of(keys)
+        if unknown:
+            for place in np.flatnonzero(found < 0).tolist():
+                found[place] = self._place(keys[place])
+        return found
+
     def _place(self, key: str) -> int:
         place = self._places.get(key)
         if place is None:
             place = self._places[key] = self._free.pop() if self._free else len(self._places)
+            if self._index is not None:
+                self._index.add(key, place)
             if place == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
                 self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])

@@ -37,7 +37,7 @@ class Prefix(Sequence[T]):
 
     __slots__ = ("_length", "_of")
 
-    def __init__(self, of: list[T], length: int) -> None:
+    def __init__(self, of: Sequence[T], length: int) -> None:
         self._of = of
         self._length = length
 

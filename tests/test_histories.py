@@ -52,7 +52,7 @@ def test_what_is_kept_is_given_only_while_the_support_set_is_the_same(events: li
         for _ in range(2):  # staged, and committed
             for _ in range(2):
                 found = kept.of(sets, user)
-                assert (found.items, found.ratings) == (expected.items, expected.ratings)
+                assert (list(found.items), found.ratings) == (expected.items, expected.ratings)
             sets.begin(sets.changes())
             sets.commit()
         assert kept.of(sets, user) is kept.of(sets, user)
@@ -64,7 +64,7 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
     for at, (user, item, rating) in enumerate(events):
         history = after_events.get(user) or kept.of(sets, user)
         before, expected = sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)), history_of(sets.get(user))
-        assert (history.items, history.ratings) == (history_of(before).items, history_of(before).ratings)
+        assert (list(history.items), history.ratings) == (history_of(before).items, history_of(before).ratings)
         after = history.and_then(f"i{item}", float(rating), 5)
         after_events.pop(user, None)
         if after is not None:
@@ -79,7 +79,7 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
                 continue
             sets.commit()
             found = kept.of(sets, user)
-            assert (found.items, found.ratings) == (expected.items, expected.ratings)
+            assert (list(found.items), found.ratings) == (expected.items, expected.ratings)
             assert user not in led_to or found is led_to[user]
 
 

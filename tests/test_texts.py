@@ -1,0 +1,223 @@
+"""Ids that stay where a record holds them are the same as texts of their own, looked up in a dictionary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from consumers.histories import history_of, history_of_encoded
+from model.history import History
+from model.profiles import Profiles
+from model.settings import Feature
+from model.tables import Table
+from model.texts import Index, Texts, rows_of
+from streaming.codec import decode, encode
+from streaming.errors import Malformed
+from streaming.events import Support
+
+IDS = st.one_of(st.sampled_from(["", "a", "b", "ab", "é", "i1"]), st.text(max_size=4), st.integers(30, 300).map(lambda n: "x" * n))
+TIMES = st.sampled_from(
+    [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 880_000_000_000, -1, -32, -33, -128, -129, -(2**31), -(2**40)]
+)
+ROWS = st.lists(st.tuples(IDS, st.floats(allow_nan=False), TIMES), max_size=20)
+
+
+def texts(ids: list[str]) -> Texts:
+    ends = np.cumsum([3, *(len(each.encode()) for each in ids)])
+    return Texts(b"???" + "".join(ids).encode() + b"!", np.stack([ends[:-1], ends[1:]], 1))
+
+
+def support(rows: list[tuple[str, float, int]]) -> Support:
+    return Support(rows, ("interactions", 0, 7), len(rows), 3)
+
+
+def profiles() -> Profiles:
+    table = Table("item", 3, deviation=0.1, zero_from=2, seed=1, max_rows=10_000, overflow_rows=2)
+    return Profiles({"id": Feature(kind="id")}, table)
+
+
+@given(st.lists(IDS, max_size=8), IDS, st.integers(-9, 9), st.integers(-9, 9))
+def test_texts_are_a_sequence_of_them(ids: list[str], other: str, low: int, high: int) -> None:
+    found = texts(ids)
+    assert (list(found), len(found), found[low:high]) == (ids, len(ids), ids[low:high])
+    assert [found[place] for place in range(len(ids))] == ids
+    assert all(each in found for each in ids)
+    assert (other in found) == (other in ids)
+    assert 7 not in found  # type: ignore[comparison-overlap]
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """An index beside a dictionary; numbers of removed keys are given again, as places are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, int] = {f"k{number}": number for number in range(3)}
+        self.index = Index(self.known)
+        self.free = list[int]()
+        self.removed = set[str]()
+
+    @rule(keys=st.lists(IDS, min_size=1, max_size=40))
+    def add(self, keys: list[str]) -> None:
+        for key in keys:
+            if key not in self.known:
+                self.known[key] = self.free.pop() if self.free else len(self.known)
+                self.index.add(key, self.known[key])
+
+    @rule(first=st.integers(0, 50), count=st.integers(1, 30))
+    def come_and_go(self, first: int, count: int) -> None:
+        self.add([f"go{number}" for number in range(first, first + count)])
+        for number in range(first, first + count):
+            self.remove(f"go{number}")
+
+    @rule(data=st.data())
+    def remove_one(self, data: st.DataObject) -> None:
+        if self.known:
+            self.remove(data.draw(st.sampled_from(sorted(self.known))))
+
+    @rule()
+    def begin_anew(self) -> None:
+        self.index = Index(self.known)
+
+    def remove(self, key: str) -> None:
+        self.free.append(self.known.pop(key))
+        self.index.remove(key)
+        self.removed.add(key)
+
+    @invariant()
+    def finds_what_the_dictionary_finds(self) -> None:
+        asked = [*self.known, *self.removed, "never", *self.known]
+        found, unknown = self.index.of(texts(asked))
+        expected = [self.known.get(key, -1) for key in asked]
+        assert found.tolist() == expected
+        assert unknown == expected.count(-1)
+
+
+TestIndex = IndexMachine.TestCase
+
+
+def test_an_index_keeps_no_more_than_a_few_times_what_it_holds() -> None:
+    index = Index({"stays": 0})
+    for number in range(20_000):
+        index.add(f"comes and goes {number}", 1)
+        index.remove(f"comes and goes {number}")
+    assert index.of(texts(["stays", "comes and goes 19999"]))[0].tolist() == [0, -1]
+    assert len(index._numbers) <= 128
+    assert len(index._keys) <= 8192
+
+
+@given(ROWS)
+def test_an_encoded_support_set_gives_the_history_that_the_decoded_one_gives(rows: list[tuple[str, float, int]]) -> None:
+    value = encode(support(rows))
+    found, expected = history_of_encoded(value), history_of(decode(value, Support, what="support set"))
+    assert isinstance(found.items, Texts)
+    assert (list(found.items), found.ratings, found.whole) == (expected.items, expected.ratings, expected.whole)
+    np.testing.assert_array_equal(found.rated(profiles()), expected.rated(profiles()))
+    for item in ("i1", "new"):
+        after, wanted = found.and_then(item, 4.0, 5), expected.and_then(item, 4.0, 5)
+        assert (after is None) == (wanted is None)
+        if after is not None and wanted is not None:
+            assert (list(after.items), after.ratings) == (list(wanted.items), wanted.ratings)
+            np.testing.assert_array_equal(after.rated(profiles()), wanted.rated(profiles()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 300, 70_000])
+def test_of_any_length(count: int) -> None:
+    rows = [(f"i{number % 1000}", float(number % 5), number) for number in range(count)]
+    found, expected = history_of_encoded(encode(support(rows))), history_of(support(rows))
+    assert (list(found.items), found.ratings) == (expected.items, expected.ratings)
+    assert isinstance(found.items, Texts) == (count < 65_536)
+
+
+@given(ROWS, st.integers(0, 400))
+def test_what_is_cut_short_is_refused_as_ever(rows: list[tuple[str, float, int]], length: int) -> None:
+    value = encode(support(rows))
+    with pytest.raises(Malformed):
+        history_of_encoded(value[: min(length, len(value) - 1)])
+
+
+@given(
+    st.binary(max_size=80) | ROWS.map(lambda rows: b"".join(map(msgspec.msgpack.encode, rows))),
+    st.integers(0, 6),
+    st.integers(0, 90),
+    st.binary(max_size=2),
+)
+def test_bytes_of_any_kind_are_read_within_their_bounds(value: bytes, count: int, place: int, other: bytes) -> None:
+    value = value[:place] + other + value[place + len(other) :]
+    buffer = np.full(len(value) + 64, 0xFF, np.uint8)
+    buffer[: len(value)] = np.frombuffer(value, np.uint8)
+    spans, floats, end = rows_of(buffer[: len(value)], 0, count)
+    rows = strict(value, count)
+    assert (end >= 0) == (rows is not None)
+    if rows is not None:
+        assert end <= len(value)
+        assert [value[start:stop] for start, stop in spans.tolist()] == [text for text, _ in rows]
+        np.testing.assert_array_equal(floats, [number for _, number in rows])
+
+
+def strict(value: bytes, count: int) -> list[tuple[bytes, float]] | None:
+    """What stands there, by a plain reading; None where it is anything else."""
+    at, rows = 0, []
+    sizes = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+    try:
+        for _ in range(count):
+            if value[at] != 0x93:
+                return None
+            kind, at = value[at + 1], at + 2
+            if kind in (0xD9, 0xDA):
+                head = kind - 0xD8
+                size, at = int.from_bytes(value[at : at + head]), at + head
+            elif kind >> 5 == 5:
+                size = kind & 31
+            else:
+                return None
+            text, at = value[at : at + size], at + size
+            if value[at] != 0xCB:
+                return None
+            number = float(np.frombuffer(value[at + 1 : at + 9], ">f8")[0])
+            kind, at = value[at + 9], at + 10 + sizes.get(value[at + 9], 0)
+            if (0x80 <= kind < 0xE0 and kind not in sizes) or at > len(value):
+                return None
+            rows.append((text, number))
+    except (IndexError, ValueError):
+        return None
+    return rows
+
+
+def places(items: Profiles, ids: list[str]) -> list[int]:
+    """Those of texts that lie in a buffer, which are those of a list as well."""
+    found: Any = items.places(texts(ids))
+    assert found.tolist() == items.places(ids).tolist()
+    return list(map(int, found))
+
+
+def test_places_are_the_same_however_they_are_asked_for() -> None:
+    items = profiles()
+    first = places(items, ["a", "b", "a", "é"])
+    assert first == [0, 1, 0, 2]
+    items.places(["c"])
+    assert places(items, ["c", "d", "d"]) == [3, 4, 4]
+    items.set("b", {})
+    items.set("b", None)
+    assert places(items, ["e"]) == [1], "the place of b is given to another"
+    assert places(items, ["b", "e"]) == [5, 1]
+    items.table.clear()
+    items.begin()
+    assert places(items, ["e", "b"]) == [0, 1]
+
+
+def test_a_history_of_texts_goes_on_from_event_to_event() -> None:
+    items = profiles()
+    history: History | None = history_of_encoded(encode(support([("a", 1.0, 1), ("b", 2.0, 2)])))
+    for number, item in enumerate(["c", "d", "e"]):
+        assert history is not None
+        history.rated(items)
+        history = history.and_then(item, float(number), 3)
+    assert history is not None
+    assert history.items == ["c", "d", "e"]
+    assert history.rated(items)[:, 0].tolist() == items.places(["c", "d", "e"]).tolist()
