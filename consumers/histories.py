@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from model.history import History
 from model.texts import Texts, rows_of
 from streaming.codec import decode
-from streaming.events import FORMAT, Support
+from streaming.events import FORMAT, Source, Support
 
 if TYPE_CHECKING:
     from streaming.metrics import Metrics
@@ -20,10 +21,20 @@ if TYPE_CHECKING:
 MOST = 8192
 """Users kept, some 10 KB each at 100 interactions; of more, those looked at longest ago are made anew."""
 
-BEGINS = b"\x86\xacinteractions"
-ENDS = b"\xa6format" + bytes([FORMAT])
+BEGINS, GOES_ON, REST = b"\x86\xacinteractions", b"\xa6source", b"\x85"
 ARRAY, ARRAY_16 = 0x90, 0xDC
-"""How an encoded support set begins and ends: a MessagePack map of six, `Support`'s fields in their order, and what arrays begin with."""
+"""How an encoded support set begins, how it goes on behind its interactions, and the head of a map of what is left without them: of
+`Support`'s six fields in their order, as a MessagePack map. And what arrays begin with."""
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """A support set without its interactions."""
+
+    source: Source
+    earlier: int
+    ordinal: int
+    since: int = 0
+    format: int = FORMAT
 
 
 class Histories:
@@ -79,15 +90,19 @@ def history_of(support: Support | None) -> History:
 
 
 def history_of_encoded(value: bytes) -> History:
-    """As `history_of`, of an encoded support set: its items stay where they are, and are found there."""
-    if value.startswith(BEGINS) and value.endswith(ENDS) and len(value) > len(BEGINS) + 3:
-        kind, at = value[len(BEGINS)], len(BEGINS) + 1
-        if kind == ARRAY_16:
+    """As `history_of`, of an encoded support set: its items stay where they are, and are found there.
+
+    What does not look as it is written by us is left to the decoder. Raises as `decode` does.
+    """
+    at = len(BEGINS)
+    if value.startswith(BEGINS) and len(value) > at + 3:
+        count = value[at] & 0x0F if value[at] & 0xF0 == ARRAY else -1
+        at += 1
+        if value[at - 1] == ARRAY_16:
             count, at = int.from_bytes(value[at : at + 2]), at + 2
-        else:
-            count = kind & 0x0F if kind & 0xF0 == ARRAY else -1
         if count >= 0:
             spans, ratings, end = rows_of(np.frombuffer(value, np.uint8), at, count)
-            if end >= 0:
+            if end >= 0 and value.startswith(GOES_ON, end):
+                decode(REST + value[end:], Rest, what="support set")
                 return History.of(Texts(value, spans), ratings.tolist())
     return history_of(decode(value, Support, what="support set"))

@@ -56,6 +56,8 @@ def compile_loops(settings: Settings) -> None:
     writes = writing.composed()
     history = history_of_encoded(encode(Support([("", settings.rating.minimum, 0)], ("", 0, 0), 1, 0)))
     history.rated(model.items)
+    model.items.places(list(map(str, range(64))))  # More than the index of their ids has room for at first.
+    model.items.set("0", None)
     history.and_then("another", settings.rating.minimum, 1)
     if gradient.finite() and (writes is None or writes.finite()):
         Optimiser(model).step(gradient, writes)

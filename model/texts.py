@@ -6,6 +6,7 @@ computed from them.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
@@ -64,10 +65,11 @@ class Index:
     """Numbers of keys, as a dictionary holds them, for keys that come as `Texts`. Numbers are small: there is room for each.
 
     Open addressing: the search for a key begins at its hash and ends at an empty slot. Slots and bytes of removed keys are given back when
-    half of the slots are used.
+    half of the slots are used. Hashes begin at a secret, so that nobody can send ids that all fall on the same slots.
     """
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._secret = np.uint64(secrets.randbits(64))
         encoded = [key.encode() for key in numbers]
         ends = np.fromiter(map(len, encoded), np.int64, len(encoded)).cumsum()
         given = np.fromiter(numbers.values(), np.int64, len(encoded))
@@ -91,30 +93,31 @@ class Index:
         self._keys[self._end : self._end + len(encoded)] = encoded
         self._spans[number] = self._end, self._end + len(encoded)
         self._end += len(encoded)
-        insert(self._keys, self._spans, np.array([number]), self._hashes, self._numbers)
+        insert(self._secret, self._keys, self._spans, np.array([number]), self._hashes, self._numbers)
         self._used += 1
 
     def _fill(self, given: Numbers) -> None:
-        """Slots anew, four for each key."""
+        """Slots anew, four to eight for each key."""
         slots = 1 << max(6, (4 * len(given)).bit_length())
         self._hashes, self._numbers, self._used = np.zeros(slots, np.uint64), np.full(slots, EMPTY, np.int64), len(given)
-        insert(self._keys, self._spans, given, self._hashes, self._numbers)
+        insert(self._secret, self._keys, self._spans, given, self._hashes, self._numbers)
 
     def remove(self, key: str) -> None:
-        """Drop a key that is there. Its bytes stay until all is made anew."""
+        """Drop a key."""
         encoded = np.frombuffer(key.encode(), np.uint8)
-        slot = find(encoded, 0, len(encoded), self._keys, self._spans, self._hashes, self._numbers)
-        self._numbers[slot] = REMOVED
+        slot = find(encoded, 0, len(encoded), self._secret, self._keys, self._spans, self._hashes, self._numbers)
+        if slot >= 0:
+            self._numbers[slot] = REMOVED
 
     def of(self, texts: Texts) -> tuple[Numbers, int]:
         """The number of each text, (n,), -1 for one that is no key; and how many are none."""
-        return numbers_of(texts.bytes, texts.spans, self._keys, self._spans, self._hashes, self._numbers)
+        return numbers_of(texts.bytes, texts.spans, self._secret, self._keys, self._spans, self._hashes, self._numbers)
 
 
 @borrowing
-def hashed(buffer: Bytes, start: int, end: int) -> int:
-    """FNV-1a, 64 bits, its upper half folded into the lower."""
-    found = np.uint64(14695981039346656037)
+def hashed(buffer: Bytes, start: int, end: int, secret: np.uint64) -> int:
+    """FNV-1a, 64 bits, from a secret on, its upper half folded into the lower."""
+    found = secret
     for k in range(start, end):
         found = (found ^ np.uint64(buffer[k])) * np.uint64(1099511628211)
     return found ^ (found >> np.uint64(32))  # type: ignore[return-value]  # Numba has no other integer here
@@ -132,9 +135,9 @@ def same(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int, o
 
 
 @borrowing
-def find(buffer: Bytes, start: int, end: int, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers) -> int:
+def find(buffer: Bytes, start: int, end: int, secret: np.uint64, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers) -> int:
     """The slot of a text that is a key, else -1."""
-    wanted, mask = hashed(buffer, start, end), len(numbers) - 1
+    wanted, mask = hashed(buffer, start, end, secret), len(numbers) - 1
     slot = np.int64(wanted & np.uint64(mask))
     while numbers[slot] != EMPTY:
         number = numbers[slot]
@@ -145,11 +148,11 @@ def find(buffer: Bytes, start: int, end: int, keys: Bytes, spans: Numbers, hashe
 
 
 @borrowing
-def insert(keys: Bytes, spans: Numbers, added: Numbers, hashes: Hashes, numbers: Numbers) -> None:
+def insert(secret: np.uint64, keys: Bytes, spans: Numbers, added: Numbers, hashes: Hashes, numbers: Numbers) -> None:
     """Give the keys with the numbers ``added`` (m,), none of which is there, a slot each."""
     mask = len(numbers) - 1
     for number in added:
-        wanted = hashed(keys, spans[number, 0], spans[number, 1])
+        wanted = hashed(keys, spans[number, 0], spans[number, 1], secret)
         slot = np.int64(wanted & np.uint64(mask))
         while numbers[slot] != EMPTY:
             slot = (slot + 1) & mask
@@ -175,11 +178,13 @@ def repacked(keys: Bytes, spans: Numbers, left: Numbers) -> tuple[Bytes, int]:
 
 
 @compiled
-def numbers_of(buffer: Bytes, texts: Numbers, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers) -> tuple[Numbers, int]:
+def numbers_of(
+    buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers
+) -> tuple[Numbers, int]:
     """As `Index.of`, of texts (n, 2) in ``buffer``."""
     found, unknown = np.empty(len(texts), np.int64), 0
     for place in range(len(texts)):
-        slot = find(buffer, texts[place, 0], texts[place, 1], keys, spans, hashes, numbers)
+        slot = find(buffer, texts[place, 0], texts[place, 1], secret, keys, spans, hashes, numbers)
         found[place] = numbers[slot] if slot >= 0 else -1
         unknown += slot < 0
     return found, unknown
@@ -203,7 +208,7 @@ def last_of_each(buffer: Bytes, texts: Numbers) -> Numbers:
     seen, hashes, last = np.full(slots, EMPTY, np.int64), np.zeros(slots, np.uint64), np.zeros(len(texts), np.bool_)
     for place in range(len(texts) - 1, -1, -1):
         start, end = texts[place]
-        wanted = hashed(buffer, start, end)
+        wanted = hashed(buffer, start, end, np.uint64(0xCBF29CE484222325))
         slot, mask = np.int64(wanted & np.uint64(slots - 1)), slots - 1
         known = False
         while seen[slot] != EMPTY and not known:
@@ -225,7 +230,7 @@ def byte(buffer: Bytes, at: int) -> int:
 def rows_of(buffer: Bytes, at: int, count: int) -> tuple[Numbers, Ratings, int]:
     """Of ``count`` MessagePack arrays of a text, a float and an integer from ``at`` on: where texts are (n, 2), the floats (n,), the end.
 
-    The end is -1 where there is anything else, or too little.
+    The end is -1 where there is anything else, a text that is not ASCII, or too little.
     """
     spans, bits, left = np.empty((count, 2), np.int64), np.empty(count, np.uint64), len(buffer)
     for place in range(count):
@@ -244,8 +249,11 @@ def rows_of(buffer: Bytes, at: int, count: int) -> tuple[Numbers, Ratings, int]:
         else:
             return spans, bits.view(np.float64), -1
         spans[place] = at, at + size
+        above = np.uint8(0)
+        for k in range(at, min(at + size, left)):
+            above |= buffer[k]
         at += size
-        if at + 10 > left or buffer[at] != 0xCB:
+        if above >= 0x80 or at + 10 > left or buffer[at] != 0xCB:
             return spans, bits.view(np.float64), -1
         bits[place] = 0
         for k in range(8):

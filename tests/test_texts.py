@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,9 +20,9 @@ from model.history import History
 from model.profiles import Profiles
 from model.settings import Feature
 from model.tables import Table
-from model.texts import Index, Texts, rows_of
+from model.texts import Index, Texts, byte, rows_of
 from streaming.codec import decode, encode
-from streaming.errors import Malformed
+from streaming.errors import FormatMismatch, Malformed
 from streaming.events import Support
 
 IDS = st.one_of(st.sampled_from(["", "a", "b", "ab", "é", "i1"]), st.text(max_size=4), st.integers(30, 300).map(lambda n: "x" * n))
@@ -115,7 +119,7 @@ def test_an_index_keeps_no_more_than_a_few_times_what_it_holds() -> None:
 def test_an_encoded_support_set_gives_the_history_that_the_decoded_one_gives(rows: list[tuple[str, float, int]]) -> None:
     value = encode(support(rows))
     found, expected = history_of_encoded(value), history_of(decode(value, Support, what="support set"))
-    assert isinstance(found.items, Texts)
+    assert isinstance(found.items, Texts) == all(item.isascii() for item, _, _ in rows)
     assert (list(found.items), found.ratings, found.whole) == (expected.items, expected.ratings, expected.whole)
     np.testing.assert_array_equal(found.rated(profiles()), expected.rated(profiles()))
     for item in ("i1", "new"):
@@ -134,6 +138,28 @@ def test_of_any_length(count: int) -> None:
     assert isinstance(found.items, Texts) == (count < 65_536)
 
 
+@given(ROWS, st.integers(0, 2000), st.integers(0, 255))
+def test_what_is_damaged_is_taken_or_refused_as_the_decoder_does(rows: list[tuple[str, float, int]], place: int, other: int) -> None:
+    value = bytearray(encode(support(rows)))
+    value[place % len(value)] = other
+
+    def read(how: Callable[[bytes], History]) -> object:
+        try:
+            history = how(bytes(value))
+        except (Malformed, FormatMismatch) as error:
+            return type(error)
+        return list(history.items), np.array(history.ratings).tobytes(), history.whole
+
+    assert read(history_of_encoded) == read(lambda damaged: history_of(decode(damaged, Support, what="support set")))
+
+
+@pytest.mark.parametrize("item", ["\u00e9", "\u4e2d\u6587", "i1"])
+def test_ids_beyond_ascii_are_for_the_decoder(item: str) -> None:
+    found = history_of_encoded(encode(support([("a", 1.0, 1), (item, 2.0, 2)])))
+    assert isinstance(found.items, Texts) == item.isascii()
+    assert list(found.items) == ["a", item]
+
+
 @given(ROWS, st.integers(0, 400))
 def test_what_is_cut_short_is_refused_as_ever(rows: list[tuple[str, float, int]], length: int) -> None:
     value = encode(support(rows))
@@ -149,15 +175,33 @@ def test_what_is_cut_short_is_refused_as_ever(rows: list[tuple[str, float, int]]
 )
 def test_bytes_of_any_kind_are_read_within_their_bounds(value: bytes, count: int, place: int, other: bytes) -> None:
     value = value[:place] + other + value[place + len(other) :]
-    buffer = np.full(len(value) + 64, 0xFF, np.uint8)
-    buffer[: len(value)] = np.frombuffer(value, np.uint8)
-    spans, floats, end = rows_of(buffer[: len(value)], 0, count)
-    rows = strict(value, count)
+    rows, buffer = strict(value, count), np.frombuffer(value, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        # As Python runs it, a read past the end is an error.
+        patch.setattr("model.texts.byte", byte.py_func)  # type: ignore[attr-defined]
+        assert (rows_of.py_func(buffer, 0, count)[2] >= 0) == (rows is not None)  # type: ignore[attr-defined]
+    spans, floats, end = rows_of(buffer, 0, count)
     assert (end >= 0) == (rows is not None)
     if rows is not None:
         assert end <= len(value)
         assert [value[start:stop] for start, stop in spans.tolist()] == [text for text, _ in rows]
         np.testing.assert_array_equal(floats, [number for _, number in rows])
+
+
+def test_every_loop_is_compiled_before_anybody_waits(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "not compiled:", "what stands behind it is compiled in somebody's step"
+
+
+COMPILED = """
+from consumers.settings import Settings
+from consumers.system import compile_loops
+from model import texts
+compile_loops(Settings())
+inner = {"hashed", "same", "byte"}  # which Python never calls
+loops = {name: loop for name, loop in vars(texts).items() if hasattr(loop, "signatures")}
+print("not compiled:", *(name for name, loop in loops.items() if name not in inner and not loop.signatures))
+"""
 
 
 def strict(value: bytes, count: int) -> list[tuple[bytes, float]] | None:
@@ -177,6 +221,8 @@ def strict(value: bytes, count: int) -> list[tuple[bytes, float]] | None:
             else:
                 return None
             text, at = value[at : at + size], at + size
+            if not text.isascii():
+                return None
             if value[at] != 0xCB:
                 return None
             number = float(np.frombuffer(value[at + 1 : at + 9], ">f8")[0])
