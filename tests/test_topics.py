@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streaming.kafka.topics import to_configs
 from streaming.topics import COPARTITIONED, topics
 
 CLEANUP = {
@@ -43,6 +44,17 @@ def test_removals_are_remembered_for_a_week_and_nothing_is_dropped_unless_settin
         assert topic.retention_ms == (7 * 24 * 3600 * 1000 if week else None), name
         assert topic.retention_bytes is None
         assert topic.max_record_bytes == 1_000_000
+
+
+@pytest.mark.parametrize("record", [1_000_000, 67_108_864])
+def test_on_kafka_what_is_compacted_is_cut_into_small_segments_that_hold_the_largest_record(record: int) -> None:
+    for topic in topics().values():
+        configs = to_configs(topic._replace(max_record_bytes=record), 0)
+        if topic.cleanup == "compact":
+            assert 64 << 20 <= int(configs["segment.bytes"]) <= 256 << 20
+            assert int(configs["segment.bytes"]) > int(configs["max.message.bytes"])
+        else:
+            assert "segment.bytes" not in configs
 
 
 def test_no_partitions_are_refused() -> None:

@@ -14,6 +14,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 FOREVER = 2**63 - 1
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+SEGMENT_BYTES = 64 << 20
 
 ROOM_BYTES = BATCH_BYTES + 1024
 """What Kafka's limit, which is on a batch as sent, has above ours, which is on key and value."""
@@ -48,8 +49,10 @@ def to_configs(topic: Topic, min_insync: int) -> dict[str, str]:
         configs["retention.bytes"] = str(-1 if topic.retention_bytes is None else topic.retention_bytes)
     else:
         configs["delete.retention.ms"] = str(FOREVER if topic.retention_ms is None else topic.retention_ms)
-        # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week.
+        # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week. And of Kafka's own
+        # gigabyte all would be read by whoever restores, and compacted at once, which takes a core from others for seconds.
         configs["segment.ms"] = str(HOUR_MS)
+        configs["segment.bytes"] = str(max(SEGMENT_BYTES, 2 * (topic.max_record_bytes + ROOM_BYTES)))
         configs["min.cleanable.dirty.ratio"] = "0.2"
         configs["max.compaction.lag.ms"] = str(DAY_MS)
     return configs
