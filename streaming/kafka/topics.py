@@ -49,8 +49,8 @@ def to_configs(topic: Topic, min_insync: int) -> dict[str, str]:
         configs["retention.bytes"] = str(-1 if topic.retention_bytes is None else topic.retention_bytes)
     else:
         configs["delete.retention.ms"] = str(FOREVER if topic.retention_ms is None else topic.retention_ms)
-        # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week. And of Kafka's own
-        # gigabyte all would be read by whoever restores, and compacted at once, which takes a core from others for seconds.
+        # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week. And whoever
+        # restores reads all of it: of Kafka's own gigabyte, compressed, that is many times what the users have.
         configs["segment.ms"] = str(HOUR_MS)
         configs["segment.bytes"] = str(max(SEGMENT_BYTES, 2 * (topic.max_record_bytes + ROOM_BYTES)))
         configs["min.cleanable.dirty.ratio"] = "0.2"
