@@ -6,13 +6,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from model.history import History
 from model.texts import Texts, rows_of
 from streaming.codec import decode
-from streaming.events import FORMAT, Source, Support
+from streaming.events import Support
 
 if TYPE_CHECKING:
     from streaming.metrics import Metrics
@@ -21,20 +20,8 @@ if TYPE_CHECKING:
 MOST = 8192
 """Users kept, some 10 KB each at 100 interactions; of more, those looked at longest ago are made anew."""
 
-BEGINS, GOES_ON, REST = b"\x86\xacinteractions", b"\xa6source", b"\x85"
-ARRAY, ARRAY_16 = 0x90, 0xDC
-"""How an encoded support set begins, how it goes on behind its interactions, and the head of a map of what is left without them: of
-`Support`'s six fields in their order, as a MessagePack map. And what arrays begin with."""
-
-
-class Rest(msgspec.Struct, frozen=True):
-    """A support set without its interactions."""
-
-    source: Source
-    earlier: int
-    ordinal: int
-    since: int = 0
-    format: int = FORMAT
+BEGINS, NONE = b"\x86\xacinteractions", b"\x90"
+"""How an encoded support set begins, and an array of nothing: a MessagePack map of `Support`'s six fields in their order."""
 
 
 class Histories:
@@ -48,14 +35,14 @@ class Histories:
     def of(self, sets: SupportSets, user: str) -> History:
         """The history of a user as the support set stands now, staged changes included."""
         value, known = sets.encoded(user), self._kept.get(user)
-        if value is not None and known is not None and known[0] == value:
-            self._unchanged += 1
-            self._kept.move_to_end(user)
-            return known[1]
         if value is None:  # What is staged may come to nothing.
             support = sets.get(user)
             self._read += support is not None
             return history_of(support)
+        if known is not None and known[0] == value:
+            self._unchanged += 1
+            self._kept.move_to_end(user)
+            return known[1]
         self._read += 1
         made = history_of_encoded(value)
         self._keep(user, value, made)
@@ -92,17 +79,12 @@ def history_of(support: Support | None) -> History:
 def history_of_encoded(value: bytes) -> History:
     """As `history_of`, of an encoded support set: its items stay where they are, and are found there.
 
-    What does not look as it is written by us is left to the decoder. Raises as `decode` does.
+    What does not look as it is written by us, and what stands behind the items, is left to the decoder. Raises as `decode` does.
     """
-    at = len(BEGINS)
-    if value.startswith(BEGINS) and len(value) > at + 3:
-        count = value[at] & 0x0F if value[at] & 0xF0 == ARRAY else -1
-        at += 1
-        if value[at - 1] == ARRAY_16:
-            count, at = int.from_bytes(value[at : at + 2]), at + 2
-        if count >= 0:
-            spans, ratings, end = rows_of(np.frombuffer(value, np.uint8), at, count)
-            if end >= 0 and value.startswith(GOES_ON, end):
-                decode(REST + value[end:], Rest, what="support set")
-                return History.of(Texts(value, spans), ratings.tolist())
+    if value.startswith(BEGINS):
+        spans, ratings, end = rows_of(np.frombuffer(value, np.uint8), len(BEGINS))
+        if end >= 0:
+            decode(BEGINS + NONE + value[end:], Support, what="support set")
+            left = Texts(value, spans).last()
+            return History(Texts(value, spans[left]), ratings[left].tolist(), whole=len(left) == len(spans))
     return history_of(decode(value, Support, what="support set"))

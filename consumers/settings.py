@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from consumers.threads import allowed_cores
 from model.settings import FeatureSchema, ModelSettings
 
 if TYPE_CHECKING:
@@ -305,8 +306,6 @@ class Settings(Section):
 
     def cores(self) -> int:
         """How many cores this process counts on: ``threads``, or those that it may use."""
-        from consumers.threads import allowed_cores
-
         return self.threads or allowed_cores()
 
     def event_limits(self) -> Limits:

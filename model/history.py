@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.profiles import Profiles
-from model.texts import Texts, last_of_each
 
 NOTHING = np.empty((0, 2))
 
@@ -29,13 +28,8 @@ class History:
         self._epoch: object = None
 
     @classmethod
-    def of(cls, items: Sequence[str], ratings: list[float]) -> History:
+    def of(cls, items: list[str], ratings: list[float]) -> History:
         """The history of interactions, oldest first: of an item rated again the latest rating counts, in its place."""
-        if isinstance(items, Texts):
-            left = last_of_each(items.bytes, items.spans)
-            if len(left) == len(items):
-                return cls(items, ratings, whole=True)
-            return cls(Texts(items.buffer, items.spans[left]), [ratings[place] for place in left.tolist()])
         last = {item: place for place, item in enumerate(items)}
         if len(last) == len(items):
             return cls(items, ratings, whole=True)

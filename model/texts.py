@@ -26,6 +26,9 @@ EMPTY = -1
 REMOVED = -2
 """What stands in a slot in place of a number."""
 
+SECRET = np.uint64(secrets.randbits(64))
+"""Where hashes begin in this process: nobody can send ids that all fall on the same slots."""
+
 
 class Texts(Sequence[str]):
     """Texts in UTF-8: ``spans`` (n, 2) says where in ``buffer`` each begins and ends. One is made only when it is asked for."""
@@ -55,6 +58,10 @@ class Texts(Sequence[str]):
         start, end = self.spans[place].tolist()
         return self.buffer[start:end].decode()
 
+    def last(self) -> Numbers:
+        """The places of those that do not come again, in order."""
+        return last_of_each(self.bytes, self.spans, SECRET)
+
     @property
     def bytes(self) -> Bytes:
         """The buffer as an array."""
@@ -65,11 +72,10 @@ class Index:
     """Numbers of keys, as a dictionary holds them, for keys that come as `Texts`. Numbers are small: there is room for each.
 
     Open addressing: the search for a key begins at its hash and ends at an empty slot. Slots and bytes of removed keys are given back when
-    half of the slots are used. Hashes begin at a secret, so that nobody can send ids that all fall on the same slots.
+    half of the slots are used.
     """
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
-        self._secret = np.uint64(secrets.randbits(64))
         encoded = [key.encode() for key in numbers]
         ends = np.fromiter(map(len, encoded), np.int64, len(encoded)).cumsum()
         given = np.fromiter(numbers.values(), np.int64, len(encoded))
@@ -93,45 +99,45 @@ class Index:
         self._keys[self._end : self._end + len(encoded)] = encoded
         self._spans[number] = self._end, self._end + len(encoded)
         self._end += len(encoded)
-        insert(self._secret, self._keys, self._spans, np.array([number]), self._hashes, self._numbers)
+        insert(SECRET, self._keys, self._spans, np.array([number]), self._hashes, self._numbers)
         self._used += 1
 
     def _fill(self, given: Numbers) -> None:
         """Slots anew, four to eight for each key."""
         slots = 1 << max(6, (4 * len(given)).bit_length())
         self._hashes, self._numbers, self._used = np.zeros(slots, np.uint64), np.full(slots, EMPTY, np.int64), len(given)
-        insert(self._secret, self._keys, self._spans, given, self._hashes, self._numbers)
+        insert(SECRET, self._keys, self._spans, given, self._hashes, self._numbers)
 
     def remove(self, key: str) -> None:
         """Drop a key."""
         encoded = np.frombuffer(key.encode(), np.uint8)
-        slot = find(encoded, 0, len(encoded), self._secret, self._keys, self._spans, self._hashes, self._numbers)
+        slot = find(encoded, 0, len(encoded), SECRET, self._keys, self._spans, self._hashes, self._numbers)
         if slot >= 0:
             self._numbers[slot] = REMOVED
 
     def of(self, texts: Texts) -> tuple[Numbers, int]:
         """The number of each text, (n,), -1 for one that is no key; and how many are none."""
-        return numbers_of(texts.bytes, texts.spans, self._secret, self._keys, self._spans, self._hashes, self._numbers)
+        return numbers_of(texts.bytes, texts.spans, SECRET, self._keys, self._spans, self._hashes, self._numbers)
 
 
 @borrowing
-def hashed(buffer: Bytes, start: int, end: int, secret: np.uint64) -> int:
+def hashed(buffer: Bytes, start: int, end: int, secret: np.uint64) -> np.uint64:
     """FNV-1a, 64 bits, from a secret on, its upper half folded into the lower."""
     found = secret
     for k in range(start, end):
         found = (found ^ np.uint64(buffer[k])) * np.uint64(1099511628211)
-    return found ^ (found >> np.uint64(32))  # type: ignore[return-value]  # Numba has no other integer here
+    return found ^ (found >> np.uint64(32))
 
 
 @borrowing
 def same(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int, other_end: int) -> bool:
     """Whether two texts are the same bytes."""
-    if end - start != other_end - other_start:
+    size, k = end - start, 0
+    if size != other_end - other_start:
         return False
-    for k in range(end - start):  # noqa: SIM110  Numba has no generators here
-        if buffer[start + k] != others[other_start + k]:
-            return False
-    return True
+    while k < size and buffer[start + k] == others[other_start + k]:
+        k += 1
+    return k == size
 
 
 @borrowing
@@ -200,15 +206,15 @@ def holds(buffer: Bytes, texts: Numbers, text: Bytes) -> bool:
 
 
 @compiled
-def last_of_each(buffer: Bytes, texts: Numbers) -> Numbers:
-    """Of texts (n, 2) in ``buffer`` the places of those that do not come again, in order."""
+def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
+    """As `Texts.last`, of texts (n, 2) in ``buffer``."""
     slots = 16
     while slots < 2 * len(texts):
         slots *= 2
     seen, hashes, last = np.full(slots, EMPTY, np.int64), np.zeros(slots, np.uint64), np.zeros(len(texts), np.bool_)
     for place in range(len(texts) - 1, -1, -1):
         start, end = texts[place]
-        wanted = hashed(buffer, start, end, np.uint64(0xCBF29CE484222325))
+        wanted = hashed(buffer, start, end, secret)
         slot, mask = np.int64(wanted & np.uint64(slots - 1)), slots - 1
         known = False
         while seen[slot] != EMPTY and not known:
@@ -227,34 +233,41 @@ def byte(buffer: Bytes, at: int) -> int:
 
 
 @compiled
-def rows_of(buffer: Bytes, at: int, count: int) -> tuple[Numbers, Ratings, int]:
-    """Of ``count`` MessagePack arrays of a text, a float and an integer from ``at`` on: where texts are (n, 2), the floats (n,), the end.
+def rows_of(buffer: Bytes, at: int) -> tuple[Numbers, Ratings, int]:
+    """The rows of a MessagePack array, each an array of a text, a float and an integer: where texts are (n, 2), the floats (n,), the end.
 
-    The end is -1 where there is anything else, a text that is not ASCII, or too little.
+    The array begins at ``at`` and has fewer than 65,536 rows. The end is -1 where there is anything else, a text that is not ASCII, or
+    too little.
     """
-    spans, bits, left = np.empty((count, 2), np.int64), np.empty(count, np.uint64), len(buffer)
+    left, count = len(buffer), -1
+    if at < left and 0x90 <= buffer[at] <= 0x9F:
+        count, at = byte(buffer, at) & 0x0F, at + 1
+    elif at + 2 < left and buffer[at] == 0xDC:
+        count, at = (byte(buffer, at + 1) << 8) | byte(buffer, at + 2), at + 3
+    spans, floats = np.empty((max(0, count), 2), np.int64), np.empty(max(0, count), np.float64)
+    bits = floats.view(np.uint64)
+    if count < 0:
+        return spans, floats, -1
     for place in range(count):
         if at + 2 > left or buffer[at] != 0x93:
-            return spans, bits.view(np.float64), -1
+            return spans, floats, -1
         kind, size = byte(buffer, at + 1), 0
         at += 2
         if 0xA0 <= kind <= 0xBF:
             size = kind & 0x1F
         elif kind == 0xD9 and at < left:
-            size = byte(buffer, at)
-            at += 1
+            size, at = byte(buffer, at), at + 1
         elif kind == 0xDA and at + 1 < left:
-            size = (byte(buffer, at) << 8) | byte(buffer, at + 1)
-            at += 2
+            size, at = (byte(buffer, at) << 8) | byte(buffer, at + 1), at + 2
         else:
-            return spans, bits.view(np.float64), -1
+            return spans, floats, -1
         spans[place] = at, at + size
         above = np.uint8(0)
         for k in range(at, min(at + size, left)):
             above |= buffer[k]
         at += size
         if above >= 0x80 or at + 10 > left or buffer[at] != 0xCB:
-            return spans, bits.view(np.float64), -1
+            return spans, floats, -1
         bits[place] = 0
         for k in range(8):
             bits[place] = (bits[place] << np.uint64(8)) | np.uint64(buffer[at + 1 + k])
@@ -263,7 +276,7 @@ def rows_of(buffer: Bytes, at: int, count: int) -> tuple[Numbers, Ratings, int]:
         if 0xCC <= kind <= 0xD3:  # 1, 2, 4 or 8 bytes, without a sign or with one
             at += 1 << ((kind - 0xCC) & 3)
         elif 0x80 <= kind < 0xE0:
-            return spans, bits.view(np.float64), -1
+            return spans, floats, -1
         if at > left:
-            return spans, bits.view(np.float64), -1
-    return spans, bits.view(np.float64), at
+            return spans, floats, -1
+    return spans, floats, at

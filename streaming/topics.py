@@ -48,6 +48,5 @@ def topics(prefix: str = "", partitions: int = 8) -> dict[str, Topic]:
         "dead-letters": kept("dead-letters", 1),
         "sent-back": compacted("sent-back", 1),
         "replays": compacted("replays", 1),
-        # Nothing is ever written to it.
-        "trainer-lock": kept("trainer-lock", 1)._replace(retention_ms=7 * DAY_MS),
+        "trainer-lock": kept("trainer-lock", 1),
     }

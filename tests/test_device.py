@@ -13,7 +13,7 @@ from consumers.settings import Settings
 from consumers.system import new_model
 from model.meta import adapt
 from model.tasks import Task
-from tests.model_cases import CLOSED, PAPER, TASKS, small_model
+from tests.model_cases import CLOSED, PAPER, TASKS, learn, small_model
 from tests.test_engine import FEW, STEPS, VARIANTS, compare
 
 DEVICE = "cuda"
@@ -33,6 +33,9 @@ def agrees(groups: list[list[Task]], over: dict[str, Any], tolerance: float, dty
     here.plain = True
     assert adapt(there, groups[0], learning=True).prediction.score.device.type == DEVICE
     compare(there, here, groups, tolerance)
+    gradient, writes = learn(there, groups[0], write=True)
+    assert gradient.vector.device.type == "cpu"
+    assert writes is None or all(value.device.type == "cpu" for value in writes.tensors().values())
 
 
 @on_a_gpu

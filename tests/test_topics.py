@@ -40,8 +40,7 @@ def test_the_prefix_is_in_the_name_and_not_in_the_key() -> None:
 
 def test_removals_are_remembered_for_a_week_and_nothing_is_dropped_unless_settings_say_so() -> None:
     for name, topic in topics().items():
-        week = topic.cleanup == "compact" or name == "trainer-lock"
-        assert topic.retention_ms == (7 * 24 * 3600 * 1000 if week else None), name
+        assert topic.retention_ms == (7 * 24 * 3600 * 1000 if topic.cleanup == "compact" else None), name
         assert topic.retention_bytes is None
         assert topic.max_record_bytes == 1_000_000
 
