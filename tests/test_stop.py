@@ -16,8 +16,11 @@ LOOP = """
 import sys, time
 from consumers.stop import Stop
 with Stop() as stop:
-    print("ready", flush=True)
+    ready = "ready\\n"
     while not stop:
+        # In the step, or a signal that comes before it would find none in hand.
+        print(end=ready, flush=True)
+        ready = ""
         {body}
     print("finished", flush=True)
     {end}
