@@ -37,7 +37,7 @@ from consumers.demo_files import SETTINGS as DEMO
 from consumers.settings import Settings
 from consumers.system import System
 from streaming.chunks import Joiner
-from streaming.codec import decode, encode
+from streaming.codec import decode, encode, texts
 from streaming.events import Interaction, Support, Update
 from streaming.log import Message, TopicPartition, present
 
@@ -98,6 +98,9 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
         for item in range(items):
             model.items.set(f"i{item}", profiles[item % 500])
         model.item_table.assign([f"id=i{item}" for item in range(items)], 0.1 * torch.randn(items, model.item_table.width))
+        # As in a process that has run for long: it has seen them all.
+        model.items.places([f"i{item}" for item in range(items)])
+        model.users.places([f"u{user}" for user in range(users)])
         sets = worker.held[0].support
         # A thousand different histories; more would take longer to make up than to measure.
         histories = [[(item, float(dice.randint(1, 5)), CLOCK) for item in drawn(support)] for _ in range(1_000)]
@@ -128,7 +131,7 @@ def rows_learned(system: System) -> int:
     joiner, topic = Joiner(), system.topics["updates"].name
     values = filter(None, map(joiner.feed, present(system.log, [TopicPartition(topic, 0)])))
     updates = (decode(value, Update, what="an update") for value in values)
-    return sum(len(rows.ids) for update in updates for rows in update.rows.values())
+    return sum(len(texts(rows.ids, what="ids")) for update in updates for rows in update.rows.values())
 
 
 def apart(size: dict[str, int], events: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.history import History
-from model.texts import Texts, rows_of
+from model.packing import rows_of
+from model.texts import Texts
 from streaming.codec import decode
 from streaming.events import Support
 

@@ -18,6 +18,7 @@ from consumers.opening import connect, endpoint, topics_of
 from consumers.threads import limit_threads
 from consumers.trainer import Trainer
 from consumers.versions import Versions
+from consumers.wire import gradient_from_wire, gradient_to_wire
 from consumers.worker import Worker
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate
@@ -59,6 +60,7 @@ def compile_loops(settings: Settings) -> None:
     model.items.places(list(map(str, range(64))))  # More than the index of their ids has room for at first.
     model.items.set("0", None)
     history.and_then("another", settings.rating.minimum, 1)
+    gradient = gradient_from_wire(gradient.queries, *gradient_to_wire(gradient))
     if gradient.finite() and (writes is None or writes.finite()):
         Optimiser(model).step(gradient, writes)
     if (seconds := time.monotonic() - began) > COMPILED_SECONDS:

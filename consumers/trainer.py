@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from consumers.versions import Versions
     from model.memory import Writes
     from model.meta import Gradient
+    from model.numbering import Numbers
     from streaming.log import Log, Message, Topic
     from streaming.metrics import Metrics
 
@@ -132,7 +133,7 @@ class Trainer:
         with stage("fold"):
             chosen, dropped = self._choose(complete)
             kept = list(chain.from_iterable(chosen))
-            changed: dict[str, dict[int, None]] = {name: {} for name in self.model.tables}
+            changed: dict[str, list[Numbers]] = {name: [] for name in self.model.tables}
             parent, version = self.version, self.version
             size = self.settings.trainer.round_updates
             for group in (list(chain.from_iterable(chosen[start : start + size])) for start in range(0, len(chosen), size)):
@@ -141,7 +142,7 @@ class Trainer:
                 for name, rows in self.optimiser.step(
                     total([lesson.gradient for lesson in group]), compose(lesson.writes for lesson in group)
                 ).items():
-                    changed[name].update(dict.fromkeys(rows))
+                    changed[name].append(rows)
         with stage("encode"):
             queries = sum(lesson.gradient.queries for lesson in kept)
             made = self._version(max(version, parent + 1), parent, checkpoint.export(self.model, self.optimiser, changed), queries, dropped)

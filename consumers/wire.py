@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
 import torch
 
 from model.checkpoint import State
 from model.memory import Writes
 from model.meta import Gradient, RowGradients
+from model.packing import texts_of
+from model.texts import Texts
 from streaming import codec
 from streaming.events import Rows, Tensor
 
@@ -22,9 +28,27 @@ def from_wire(tensor: Tensor) -> torch.Tensor:
     return torch.from_numpy(codec.array(tensor).copy())
 
 
-def rows_to_wire(rows: dict[str, tuple[list[str], torch.Tensor]]) -> dict[str, Rows]:
+def rows_to_wire(rows: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> dict[str, Rows]:
     """Rows by table as they travel."""
-    return {name: Rows(keys, to_wire(values)) for name, (keys, values) in rows.items()}
+    return {
+        name: Rows(msgspec.Raw(keys.packed() if isinstance(keys, Texts) else codec.packed(keys)), to_wire(values))
+        for name, (keys, values) in rows.items()
+    }
+
+
+def rows_from_wire(rows: Mapping[str, Rows]) -> dict[str, tuple[Sequence[str], torch.Tensor]]:
+    """Rows by table: their ids, of which no texts are made as long as nobody asks for them, and values.
+
+    Raises `Malformed` where ids are no texts, or the values no tensor.
+    """
+    found = dict[str, tuple[Sequence[str], torch.Tensor]]()
+    for name, part in rows.items():
+        packed = bytes(part.ids)
+        spans, end = texts_of(np.frombuffer(packed, np.uint8), 0)
+        # What is not ASCII, or too much to be a step's, is for the decoder.
+        keys = Texts(packed, spans) if end == len(packed) else codec.texts(part.ids, what=f"ids of rows of {name}")
+        found[name] = keys, from_wire(part.values)
+    return found
 
 
 def gradient_to_wire(gradient: Gradient) -> tuple[dict[str, Tensor], dict[str, Rows]]:
@@ -34,7 +58,7 @@ def gradient_to_wire(gradient: Gradient) -> tuple[dict[str, Tensor], dict[str, R
 
 def gradient_from_wire(queries: int, tensors: dict[str, Tensor], rows: dict[str, Rows]) -> Gradient:
     """The gradient that an `Update` carries."""
-    parts = {name: RowGradients(part.ids, from_wire(part.values)) for name, part in rows.items()}
+    parts = {name: RowGradients(keys, values) for name, (keys, values) in rows_from_wire(rows).items()}
     return Gradient(queries, from_wire(tensors["phi"]), parts)
 
 
@@ -50,7 +74,4 @@ def writes_from_wire(writes: dict[str, Tensor]) -> Writes | None:
 
 def state_from_wire(tensors: dict[str, Tensor], rows: dict[str, Rows]) -> State:
     """The values that a `Version` carries."""
-    return State(
-        {name: from_wire(tensor) for name, tensor in tensors.items()},
-        {name: (part.ids, from_wire(part.values)) for name, part in rows.items()},
-    )
+    return State({name: from_wire(tensor) for name, tensor in tensors.items()}, rows_from_wire(rows))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from consumers.settings import Settings
     from model.meta import Gradient
-    from streaming.events import Interaction, Source, Support
+    from streaming.events import Interaction, Source
     from streaming.log import Assignment, Log, Record, Topic
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
@@ -51,7 +51,8 @@ class Taken(NamedTuple):
 
     interaction: Interaction
     source: Source
-    support: Support | None
+    earlier: int
+    """How many interactions the user had before it, of all time."""
     task: Task
 
 
@@ -228,15 +229,15 @@ class Worker:
         ``after_events`` has the histories that events of the step led to: they come in bursts of one user.
         """
         history = after_events.get(event.user) or self.histories.of(sets, event.user)
-        support = sets.append(event.user, event, source)
-        if support is None:  # New, or dropped meanwhile to make room.
+        earlier = sets.append(event.user, event, source)
+        if not earlier:  # New, or dropped meanwhile to make room.
             history = history_of(None)
         after = history.and_then(event.item, event.rating, sets.size)
         if after is not None:
             after_events[event.user] = after
         else:
             after_events.pop(event.user, None)
-        return Taken(event, source, support, Task(event.user, history.items, history.ratings, [event.item], [event.rating], history))
+        return Taken(event, source, earlier, Task(event.user, history.items, history.ratings, [event.item], [event.rating], history))
 
     def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:
         """Adapt and score the events; unless frozen, differentiate what they and rehearsed users teach, a meta-update at a time.
@@ -306,7 +307,7 @@ class Worker:
                         source=event.source,
                         model_version=self.versions.version,
                         support_size=len(event.task.support_items),
-                        earlier=event.support.earlier if event.support else 0,
+                        earlier=event.earlier,
                         step=step,
                         timestamp=event.interaction.timestamp,
                     )
@@ -360,7 +361,7 @@ class Worker:
             partition=number,
             events=len(records),
             errors=[score - event.interaction.rating for event, (score, _) in zip(taken, learned.scores, strict=True)],
-            earlier=[event.support.earlier if event.support else 0 for event in taken],
+            earlier=[event.earlier for event in taken],
             appended=[appended[event.source[2]] for event in taken],
             adaptations=len(taken),
             memory_writes=learned.writers,

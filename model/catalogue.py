@@ -83,7 +83,7 @@ class Keys(Sequence[str]):
 
     def in_version(self, key: str) -> bool:
         """Whether the model version has an id row for an item."""
-        return any(name in self._table.rows and name not in self._table.provisional for name in self._names(key))
+        return any(row is not None and not self._table.provisional[row] for row in map(self._table.rows.get, self._names(key)))
 
     def lost_profile(self, key: str) -> None:
         """An item has no profile any more, but stays if the version has an id row for it, and comes back once it has."""
@@ -99,7 +99,7 @@ class Keys(Sequence[str]):
             self._provisional.discard(row)
             if keys[row].startswith(self._starts) and self._of_row(row) not in self._features:
                 # What was only asked for has a provisional row: an answer must not depend on what was asked before.
-                if keys[row] in provisional:
+                if provisional[row]:
                     self._provisional.add(row)
                 else:
                     yield row

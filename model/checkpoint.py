@@ -7,10 +7,10 @@ moments side by side. Nothing else is needed to go on learning, and every name b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from torch import Tensor
 from model.mamo import Mamo
 from model.memory import Memory
 from model.meta import Optimiser
+from model.numbering import distinct
+
+if TYPE_CHECKING:
+    from model.numbering import Numbers
 
 FORMAT = "coldstream-checkpoint/1"
 
@@ -33,22 +37,26 @@ class State(NamedTuple):
     """Values of a version: whole tensors by name, and rows of tables by key, (len(keys), 2 width + 1) each: value, then moments."""
 
     tensors: dict[str, Tensor]
-    rows: dict[str, tuple[list[str], Tensor]]
+    rows: dict[str, tuple[Sequence[str], Tensor]]
 
 
-def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Iterable[int]] | None = None) -> State:
+def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Sequence[Numbers]] | None = None) -> State:
     """The values of a version. With ``changed``, of each table only the rows of these numbers; whole tensors always, they are small.
+
+    Numbers come as steps of the optimiser return them, and a row of several steps counts once.
 
     Without, the rows stand in the order of their keys: where in a table they are depends on what was looked up since it was made.
     """
     tensors = {"phi": model.vector, "moments": optimiser.moments, "count": torch.tensor([optimiser.count])}
     tensors |= {f"memory.{field.name}": getattr(model.memory, field.name) for field in fields(Memory)}
-    rows = {}
+    rows = dict[str, tuple[Sequence[str], Tensor]]()
     for name, table in model.tables.items():
-        numbers = [table.rows[key] for key in sorted(table.export()[0])] if changed is None else list(changed.get(name, ()))
-        at, moments = np.array(numbers, np.int64), optimiser.moments_of(name).numpy()
-        both = np.concatenate([table.values.numpy().take(at, 0), moments.take(at, 0)], 1)
-        rows[name] = (list(map(table.keys.__getitem__, numbers)), torch.from_numpy(both))
+        if changed is None:
+            at = np.array([table.rows[key] for key in sorted(table.export()[0])], np.int64)
+        else:
+            at = distinct(np.concatenate([np.empty(0, np.int64), *changed.get(name, ())]), table.cells)
+        both = np.concatenate([table.values.numpy().take(at, 0), optimiser.moments_of(name).numpy().take(at, 0)], 1)
+        rows[name] = (table.texts(at), torch.from_numpy(both))
     return State(tensors, rows)
 
 
@@ -73,12 +81,12 @@ def load(state: State, model: Mamo, optimiser: Optimiser | None = None, *, whole
         keys, values = state.rows[name]
         if whole:
             table.clear()
-        table.assign(keys, values[:, : table.width])
+        at = table.assign(keys, values[:, : table.width])
         if optimiser is not None:
             moments = optimiser.moments_of(name)
             if whole:
                 moments.zero_()
-            moments[torch.tensor(table.lookup(keys), dtype=torch.int64)] = values[:, table.width :].to(moments.dtype)
+            moments[torch.from_numpy(at)] = values[:, table.width :].to(moments.dtype)
     if optimiser is not None:
         optimiser.moments = state.tensors["moments"].to(model.dtype)
         optimiser.count = int(state.tensors["count"])
@@ -104,7 +112,7 @@ def save(path: Path, saved: Saved) -> None:
     }
     for name, (keys, values) in saved.state.rows.items():
         tensors[f"rows.{name}"] = values
-        metadata[f"rows.{name}"] = json.dumps(keys, ensure_ascii=False)
+        metadata[f"rows.{name}"] = json.dumps(list(keys), ensure_ascii=False)
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
@@ -137,7 +145,7 @@ def read(path: Path) -> Saved:
     return Saved(version, State(tensors, rows), digest, settings)
 
 
-def _keys(text: str, values: Tensor) -> tuple[list[str], Tensor]:
+def _keys(text: str, values: Tensor) -> tuple[Sequence[str], Tensor]:
     keys = json.loads(text)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or values.dim() != 2 or len(keys) != len(values):
         raise ValueError("keys and rows do not fit")

@@ -16,7 +16,7 @@ items, J counted once for each group, F = d_e + 1, and E = F + 1 with the residu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -111,8 +111,8 @@ class Gradients(NamedTuple):
     """
 
     vectors: Tensor  # (G, size of phi), in the order of Mamo.phi
-    user_rows: list[tuple[list[str], Tensor]]
-    item_rows: list[tuple[list[str], Tensor]]
+    user_rows: Sequence[tuple[Sequence[str], Tensor]]
+    item_rows: Sequence[tuple[Sequence[str], Tensor]]
     theta_u: Tensor | None  # (W, size of theta_u); None without writers
     mixing: Tensor | None  # (W, d_e, 2 d_e); None without writers or task memory
 

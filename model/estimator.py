@@ -293,7 +293,7 @@ class MAMORanker(reco.base.Ranker):
         state = {name: value for name, value in vars(self).items() if name != "_optimiser"}
         return state | {
             "_tensors": {name: tensor.numpy() for name, tensor in tensors.items()},
-            "_rows": {name: (keys, values.numpy()) for name, (keys, values) in rows.items()},
+            "_rows": {name: (list(keys), values.numpy()) for name, (keys, values) in rows.items()},
             "_features": (dict(model.users.features), dict(model.items.features)),
             "_parts": [_arrays(*part) for part in self._parts],
         }
@@ -317,7 +317,7 @@ class MAMORanker(reco.base.Ranker):
 
 
 def _arrays(gradient: Gradient, writes: Writes | None) -> tuple[Any, ...]:
-    rows = {name: (part.keys, part.values.numpy()) for name, part in gradient.rows.items()}
+    rows = {name: (list(part.keys), part.values.numpy()) for name, part in gradient.rows.items()}
     written = None if writes is None else {name: tensor.numpy() for name, tensor in writes.tensors().items()}
     return gradient.queries, gradient.vector.numpy(), rows, written
 

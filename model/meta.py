@@ -17,18 +17,19 @@ from torch import Tensor
 from model import adam, engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
+from model.numbering import distinct
 from model.settings import ModelSettings
 from model.tasks import Batch, Task, collate
 
 if TYPE_CHECKING:
-    from model.kernels import Floats
+    from model.kernels import Floats, Numbers
 
 
 @dataclass
 class RowGradients:
     """Gradients of rows of one table, by key: ``values`` is of shape (len(keys), width)."""
 
-    keys: list[str]
+    keys: Sequence[str]
     values: Tensor
 
 
@@ -312,7 +313,7 @@ class Optimiser:
         if name in self.model.spans:
             vector[self.model.spans[name]] = value
 
-    def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, list[int]]:
+    def step(self, gradient: Gradient, writes: Writes | None) -> dict[str, Numbers]:
         """One optimiser step and the memory writes of a round; returns the numbers of the rows that changed, by table.
 
         Under ``reduction = mean`` the sum of gradients is divided by the number of queries; memory writes are not.
@@ -325,14 +326,11 @@ class Optimiser:
         for name, part in gradient.rows.items():
             table = model.tables[name]
             rows = table.admit(part.keys)
-            # Keys past the table's bound share a row, and their gradients add up.
-            summed, at = part.values, rows
-            if len(set(rows)) < len(rows):
-                place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-                into = torch.tensor([place[row] for row in rows], dtype=torch.int64)
-                summed, at = summed.new_zeros(len(place), table.width).index_add_(0, into, summed), list(place)
-            self._follow_rows(name, np.array(at, np.int64), summed, scale)
-            changed[name] = at
+            changed[name], summed = distinct(rows, table.cells), part.values
+            if len(changed[name]) < len(rows):
+                # Keys past the table's bound share a row, and their gradients add up.
+                summed = summed.new_zeros(len(changed[name]), table.width).index_add_(0, torch.from_numpy(table.cells[rows]), summed)
+            self._follow_rows(name, changed[name], summed, scale)
         if writes is not None:
             model.memory = writes.apply(model.memory)
         return changed
@@ -352,7 +350,7 @@ class Optimiser:
         self.moments = torch.from_numpy(moments)
         return torch.from_numpy(followed)
 
-    def _follow_rows(self, name: str, rows: np.ndarray, gradient: Tensor, scale: float) -> None:
+    def _follow_rows(self, name: str, rows: Numbers, gradient: Tensor, scale: float) -> None:
         """Move ``rows`` (m,) of a table along their gradient (m, width) times ``scale``."""
         settings, values, decay = self.model.settings, self.model.tables[name].values, self.row_decays[name]
         if settings.optimiser == "sgd":

@@ -129,6 +129,21 @@ def number(
 
 
 @compiled
+def distinct(values: Numbers, cells: Numbers) -> Numbers:
+    """The different values (n,), all in [0, m), in the order in which they first come; ``cells`` (m,) may hold anything.
+
+    Afterwards the cell of each value says where it stands among them.
+    """
+    found, count = np.empty(len(values), np.int64), 0
+    for value in values:
+        at = cells[value]
+        if not (0 <= at < count and found[at] == value):
+            cells[value], found[count] = count, value
+            count += 1
+    return found[:count]
+
+
+@compiled
 def scatter(
     rows: Numbers,
     weights: Floats,

@@ -183,7 +183,7 @@ class Profiles:
 
     def embed_back(
         self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, groups: int
-    ) -> list[tuple[list[str], Tensor]]:
+    ) -> list[tuple[Texts, Tensor]]:
         """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
         ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
@@ -199,6 +199,5 @@ class Profiles:
             groups,
             self.table.cells,
         )
-        keys = list(map(self.table.keys.__getitem__, distinct.tolist()))
         values = torch.from_numpy(summed)
-        return [(keys[of], values[of]) for of in slices(ends.tolist())]
+        return [(self.table.texts(distinct[of]), values[of]) for of in slices(ends.tolist())]

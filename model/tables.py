@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import cast
+from itertools import repeat
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from model.texts import Index, Texts
+
+if TYPE_CHECKING:
+    from model.numbering import Numbers
 
 
 class Table:
@@ -46,8 +52,10 @@ class Table:
         """What a learner keeps for each row, (allotted, any width): it moves with the rows, and is 0 for a new one."""
         self.rows: dict[str, int] = {}
         self.keys: list[str] = []
-        self.provisional: set[str] = set()
-        """Keys that were looked up but are in no version yet."""
+        self.provisional = np.zeros(64, np.bool_)
+        """Of each row, whether its key was looked up but is in no version yet; ``pending`` is how many are."""
+        self.pending = 0
+        self._index: Index | None = None
         self._cells = np.zeros(0, np.int64)
         self.layout = 0
         """Counts the times that row numbers changed, for those who remember them."""
@@ -58,11 +66,11 @@ class Table:
     @property
     def known(self) -> int:
         """How many keys the model version holds."""
-        return len(self.rows) - len(self.provisional)
+        return len(self.rows) - self.pending
 
     @property
     def cells(self) -> np.ndarray:
-        """Room for a number beside each row, for `scatter`; made once, as `Profiles.cells` is."""
+        """Room for a number beside each row, for `scatter` and `distinct`; made once, as `Profiles.cells` is."""
         if len(self._cells) != len(self.values):
             self._cells = np.zeros(len(self.values), np.int64)
         return self._cells
@@ -72,7 +80,7 @@ class Table:
 
         Keys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
         """
-        if "=" not in key or self.known < self.max_rows or (key in self.rows and key not in self.provisional):
+        if "=" not in key or self.known < self.max_rows or ((row := self.rows.get(key)) is not None and not self.provisional[row]):
             return key
         feature = key.partition("=")[0]
         return f"{feature}~{int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % self.overflow_rows}"
@@ -98,44 +106,68 @@ class Table:
                 row = self.rows.get(home)
                 if row is None:
                     row = self._append(home, self.initial(home))
-                    self.provisional.add(home)
+                    self.provisional[row] = True
+                    self.pending += 1
                 found[place] = row
         return cast("list[int]", found)
 
-    def admit(self, keys: Iterable[str]) -> list[int]:
-        """As `lookup`, but the keys become part of the version, as long as there is room."""
-        keys = list(keys)
-        known = list(map(self.rows.get, keys))
-        if None not in known and (not self.provisional or self.provisional.isdisjoint(keys)):
-            return cast("list[int]", known)
-        found = []
-        for key in keys:
+    def admit(self, keys: Sequence[str]) -> Numbers:
+        """As `lookup`, (len(keys),), but the keys become part of the version, as long as there is room."""
+        found = self._find(keys)
+        for place in np.flatnonzero((found < 0) | self.provisional[found]).tolist():
+            key = keys[place]
             row = self.rows.get(key)
-            if row is None or key in self.provisional:
+            if row is None or self.provisional[row]:
                 home = self.home(key)
                 row = self.rows.get(home)
                 if row is None:
                     row = self._append(home, self.initial(home))
-                self.provisional.discard(home)
-            found.append(row)
+                self._settle(row)
+            found[place] = row
         return found
 
-    def assign(self, keys: Sequence[str], values: Tensor) -> None:
-        """Set rows to what a version states: ``values`` is of shape (len(keys), width)."""
-        rows = list(map(self.rows.get, keys))
-        if None in rows:
-            nothing = self.values.new_zeros(self.width)
+    def assign(self, keys: Sequence[str], values: Tensor) -> Numbers:
+        """Set rows to what a version states: ``values`` is of shape (len(keys), width). Returns their numbers, (len(keys),)."""
+        found = self._find(keys)
+        new = np.flatnonzero(found < 0)
+        if len(new) > len(self.rows):
+            self._index = None  # Made anew when it is asked for, which takes less than to add most of the keys one by one.
+        nothing = self.values.new_zeros(self.width)
+        for place in new.tolist():
+            key = keys[place]
             # A key may come twice.
-            rows = [self._append(key, nothing) if (row := self.rows.get(key)) is None else row for key in keys]
-        if self.provisional:
-            self.provisional.difference_update(keys)
-        self.values.numpy()[np.array(rows, np.int64)] = values.numpy()
+            found[place] = self._append(key, nothing) if (row := self.rows.get(key)) is None else row
+        if self.pending:
+            for row in found[self.provisional[found]].tolist():
+                self._settle(row)
+        self.values.numpy()[found] = values.numpy()
+        return found
+
+    def texts(self, rows: Numbers) -> Texts:
+        """The keys of rows (m,)."""
+        return self._indexed().texts(rows)
+
+    def _find(self, keys: Sequence[str]) -> Numbers:
+        """The rows of keys, -1 for one without."""
+        if isinstance(keys, Texts):
+            return self._indexed().of(keys)[0]
+        return np.array(list(map(self.rows.get, keys, repeat(-1))), np.int64)
+
+    def _indexed(self) -> Index:
+        if self._index is None:
+            self._index = Index(self.rows)
+        return self._index
+
+    def _settle(self, row: int) -> None:
+        """A row is part of the version."""
+        self.pending -= int(self.provisional[row])
+        self.provisional[row] = False
 
     def trim(self) -> None:
         """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
-        many, full = len(self.provisional) >= self.max_rows, self.known >= self.max_rows
+        many, full = self.pending >= self.max_rows, self.known >= self.max_rows
         # In a full table what is looked up has a shared row, which may stay: to forget it would be to make all anew, step after step.
-        if not many and not (full and any(self.home(key) != key for key in self.provisional)):
+        if not many and not (full and any(self.home(key) != key for key in map(self.keys.__getitem__, self.provisional.nonzero()[0]))):
             return
         keys, values = self.export()
         beside = None if self.beside is None else self.beside[[self.rows[key] for key in keys]]
@@ -148,7 +180,9 @@ class Table:
         """Forget every row."""
         self.rows = {}
         self.keys = []
-        self.provisional = set()
+        self.provisional = np.zeros(64, np.bool_)
+        self.pending = 0
+        self._index = None
         self.values = self.values.new_zeros(64, self.width)
         if self.beside is not None:
             self.beside = self.beside.new_zeros(64, self.beside.shape[1])
@@ -156,16 +190,19 @@ class Table:
 
     def export(self) -> tuple[list[str], Tensor]:
         """Keys and values, of shape (known, width), of all rows that the version holds."""
-        keys = [key for key in self.keys if key not in self.provisional]
-        return keys, self.values[[self.rows[key] for key in keys]]
+        rows = np.flatnonzero(~self.provisional[: len(self)])
+        return [self.keys[row] for row in rows.tolist()], self.values[torch.from_numpy(rows)]
 
     def _append(self, key: str, value: Tensor) -> int:
         row = len(self.rows)
         if row == len(self.values):
             self.values = torch.cat([self.values, torch.zeros_like(self.values)])
+            self.provisional = np.concatenate([self.provisional, np.zeros_like(self.provisional)])
             if self.beside is not None:
                 self.beside = torch.cat([self.beside, torch.zeros_like(self.beside)])
         self.values[row] = value
         self.rows[key] = row
         self.keys.append(key)
+        if self._index is not None:
+            self._index.add(key, row)
         return row

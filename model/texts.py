@@ -1,7 +1,7 @@
 """Many short texts that lie in one buffer, as records hold them, and their numbers, found without making a Python object of each.
 
-A rehearsed user's support set is a hundred ids: made into texts, and these looked up in a dictionary, they take longer than all that is
-computed from them.
+A rehearsed user's support set is a hundred ids, an update names a thousand rows: made into texts, and these looked up in a dictionary, they
+take longer than what is computed from them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from model.compiled import borrowing, compiled
+from model.packing import array_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Hashes = NDArray[np.uint64]
     Numbers = NDArray[np.int64]
-    Ratings = NDArray[np.float64]
 
-EMPTY = -1
-REMOVED = -2
-"""What stands in a slot in place of a number."""
+EMPTY = 0
+REMOVED = 1
+FIRST = 2
+"""What stands in the lower half of a slot: nothing, that a key was here, or the number of one, from `FIRST` on."""
 
 SECRET = np.uint64(secrets.randbits(64))
 """Where hashes begin in this process: nobody can send ids that all fall on the same slots."""
@@ -35,7 +36,7 @@ class Texts(Sequence[str]):
 
     __slots__ = ("buffer", "spans")
 
-    def __init__(self, buffer: bytes, spans: Numbers) -> None:
+    def __init__(self, buffer: bytes | Bytes, spans: Numbers) -> None:
         self.buffer = buffer
         self.spans = spans
 
@@ -54,25 +55,32 @@ class Texts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
     def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
-            return [self.buffer[start:end].decode() for start, end in self.spans[place].tolist()]
+            return [bytes(self.buffer[start:end]).decode() for start, end in self.spans[place].tolist()]
         start, end = self.spans[place].tolist()
-        return self.buffer[start:end].decode()
+        return bytes(self.buffer[start:end]).decode()
 
     def last(self) -> Numbers:
         """The places of those that do not come again, in order."""
         return last_of_each(self.bytes, self.spans, SECRET)
 
+    def packed(self) -> bytes:
+        """The texts as an array of MessagePack's."""
+        return bytes(array_of(self.bytes, self.spans))
+
     @property
     def bytes(self) -> Bytes:
-        """The buffer as an array."""
-        return np.frombuffer(self.buffer, np.uint8)
+        """The buffer as an array, always one that cannot be written: loops are compiled for each of the two kinds."""
+        found = np.frombuffer(self.buffer, np.uint8)
+        found.flags.writeable = False
+        return found
 
 
 class Index:
     """Numbers of keys, as a dictionary holds them, for keys that come as `Texts`. Numbers are small: there is room for each.
 
-    Open addressing: the search for a key begins at its hash and ends at an empty slot. Slots and bytes of removed keys are given back when
-    half of the slots are used.
+    Open addressing: the search for a key begins at its hash and ends at an empty slot. A slot has the upper half of a key's hash, and its
+    number, so that most other keys are passed over without a look at their bytes. Slots and bytes of removed keys are given back when half
+    of the slots are used. Numbers are below 2^32 - 2.
     """
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
@@ -88,36 +96,40 @@ class Index:
     def add(self, key: str, number: int) -> None:
         """Take in a key that is not there."""
         encoded = np.frombuffer(key.encode(), np.uint8)
-        if 2 * (self._used + 1) > len(self._numbers):
-            left = self._numbers[self._numbers >= 0]
+        if 2 * (self._used + 1) > len(self._slots):
+            left = numbers_in(self._slots)
             self._keys, self._end = repacked(self._keys, self._spans, left)
             self._fill(left)
-        while self._end + len(encoded) > len(self._keys):
+        while self._end + len(encoded) >= len(self._keys):  # The byte behind an empty key is read too.
             self._keys = np.concatenate([self._keys, np.empty_like(self._keys)])
         while number >= len(self._spans):
             self._spans = np.concatenate([self._spans, np.zeros_like(self._spans)])
         self._keys[self._end : self._end + len(encoded)] = encoded
         self._spans[number] = self._end, self._end + len(encoded)
         self._end += len(encoded)
-        insert(SECRET, self._keys, self._spans, np.array([number]), self._hashes, self._numbers)
+        insert(SECRET, self._keys, self._spans, np.array([number]), self._slots)
         self._used += 1
 
     def _fill(self, given: Numbers) -> None:
         """Slots anew, four to eight for each key."""
-        slots = 1 << max(6, (4 * len(given)).bit_length())
-        self._hashes, self._numbers, self._used = np.zeros(slots, np.uint64), np.full(slots, EMPTY, np.int64), len(given)
-        insert(SECRET, self._keys, self._spans, given, self._hashes, self._numbers)
+        self._slots, self._used = np.zeros(1 << max(6, (4 * len(given)).bit_length()), np.uint64), len(given)
+        insert(SECRET, self._keys, self._spans, given, self._slots)
 
     def remove(self, key: str) -> None:
         """Drop a key."""
         encoded = np.frombuffer(key.encode(), np.uint8)
-        slot = find(encoded, 0, len(encoded), SECRET, self._keys, self._spans, self._hashes, self._numbers)
+        wanted = np.uint64(hashed(encoded, 0, len(encoded), SECRET))
+        slot = find(encoded, 0, len(encoded), wanted, self._keys, self._spans, self._slots)
         if slot >= 0:
-            self._numbers[slot] = REMOVED
+            self._slots[slot] = REMOVED
 
     def of(self, texts: Texts) -> tuple[Numbers, int]:
         """The number of each text, (n,), -1 for one that is no key; and how many are none."""
-        return numbers_of(texts.bytes, texts.spans, SECRET, self._keys, self._spans, self._hashes, self._numbers)
+        return numbers_of(texts.bytes, texts.spans, SECRET, self._keys, self._spans, self._slots)
+
+    def texts(self, numbers: Numbers) -> Texts:
+        """The keys with these numbers, (n,). They stay what they are: nothing is ever written over the bytes of a key."""
+        return Texts(self._keys, self._spans.take(numbers, 0))
 
 
 @borrowing
@@ -141,28 +153,53 @@ def same(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int, o
 
 
 @borrowing
-def find(buffer: Bytes, start: int, end: int, secret: np.uint64, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers) -> int:
-    """The slot of a text that is a key, else -1."""
-    wanted, mask = hashed(buffer, start, end, secret), len(numbers) - 1
+def same_half(word: np.uint64, wanted: np.uint64) -> bool:
+    """Whether a slot is of a key, with the upper half of this hash."""
+    return bool((word ^ wanted) >> np.uint64(32) == 0 and word & np.uint64(0xFFFFFFFF) >= np.uint64(FIRST))
+
+
+@borrowing
+def number_in(word: np.uint64) -> int:
+    """The number of the key in a slot."""
+    return int(np.int64(word & np.uint64(0xFFFFFFFF))) - FIRST
+
+
+@borrowing
+def find(buffer: Bytes, start: int, end: int, wanted: np.uint64, keys: Bytes, spans: Numbers, slots: Hashes) -> int:
+    """The slot of a text with this hash that is a key, else -1."""
+    mask = len(slots) - 1
     slot = np.int64(wanted & np.uint64(mask))
-    while numbers[slot] != EMPTY:
-        number = numbers[slot]
-        if number >= 0 and hashes[slot] == wanted and same(buffer, start, end, keys, spans[number, 0], spans[number, 1]):
-            return int(slot)
+    while slots[slot] != EMPTY:
+        word = slots[slot]
+        if same_half(word, wanted):
+            number = number_in(word)
+            if same(buffer, start, end, keys, spans[number, 0], spans[number, 1]):
+                return int(slot)
         slot = (slot + 1) & mask
     return -1
 
 
 @borrowing
-def insert(secret: np.uint64, keys: Bytes, spans: Numbers, added: Numbers, hashes: Hashes, numbers: Numbers) -> None:
+def insert(secret: np.uint64, keys: Bytes, spans: Numbers, added: Numbers, slots: Hashes) -> None:
     """Give the keys with the numbers ``added`` (m,), none of which is there, a slot each."""
-    mask = len(numbers) - 1
+    mask = len(slots) - 1
     for number in added:
         wanted = hashed(keys, spans[number, 0], spans[number, 1], secret)
         slot = np.int64(wanted & np.uint64(mask))
-        while numbers[slot] != EMPTY:
+        while slots[slot] != EMPTY:
             slot = (slot + 1) & mask
-        hashes[slot], numbers[slot] = wanted, number
+        slots[slot] = (wanted >> np.uint64(32) << np.uint64(32)) | np.uint64(number + FIRST)
+
+
+@compiled
+def numbers_in(slots: Hashes) -> Numbers:
+    """The numbers of all keys."""
+    found, count = np.empty(len(slots), np.int64), 0
+    for word in slots:
+        if word & np.uint64(0xFFFFFFFF) >= np.uint64(FIRST):
+            found[count] = number_in(word)
+            count += 1
+    return found[:count]
 
 
 @compiled
@@ -184,14 +221,32 @@ def repacked(keys: Bytes, spans: Numbers, left: Numbers) -> tuple[Bytes, int]:
 
 
 @compiled
-def numbers_of(
-    buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, spans: Numbers, hashes: Hashes, numbers: Numbers
-) -> tuple[Numbers, int]:
-    """As `Index.of`, of texts (n, 2) in ``buffer``."""
-    found, unknown = np.empty(len(texts), np.int64), 0
-    for place in range(len(texts)):
-        slot = find(buffer, texts[place, 0], texts[place, 1], secret, keys, spans, hashes, numbers)
-        found[place] = numbers[slot] if slot >= 0 else -1
+def numbers_of(buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, spans: Numbers, slots: Hashes) -> tuple[Numbers, int]:
+    """As `Index.of`, of texts (n, 2) in ``buffer``.
+
+    In passes, each of which reads one place for each text that waits for no other: of a million keys nothing is in the processor's caches,
+    and what is read at the same time is waited for once.
+    """
+    count, mask = len(texts), np.uint64(len(slots) - 1)
+    wanted, words = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    found, at, unknown = np.empty(count, np.int64), np.empty((count, 2), np.int64), 0
+    for place in range(count):
+        wanted[place] = hashed(buffer, texts[place, 0], texts[place, 1], secret)
+    for place in range(count):
+        words[place] = slots[np.int64(wanted[place] & mask)]
+    for place in range(count):
+        number = number_in(words[place]) if same_half(words[place], wanted[place]) else 0
+        found[place], at[place, 0], at[place, 1] = number, spans[number, 0], spans[number, 1]
+    first = np.uint8(0)
+    for place in range(count):
+        first = max(first, keys[at[place, 0]])
+    for place in range(count):
+        start, end = texts[place]
+        if same_half(words[place], wanted[place]) and same(buffer, start, end, keys, at[place, 0], at[place, 1]):
+            continue
+        # Another key's slot, or an empty one. No byte of UTF-8 is 255: it is asked for so that what it depends on is read.
+        slot = find(buffer, start, end, wanted[place], keys, spans, slots) if first < 255 else -1
+        found[place] = number_in(slots[slot]) if slot >= 0 else -1
         unknown += slot < 0
     return found, unknown
 
@@ -224,59 +279,3 @@ def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
         if not known:
             seen[slot], hashes[slot], last[place] = place, wanted, True
     return last.nonzero()[0]
-
-
-@borrowing
-def byte(buffer: Bytes, at: int) -> int:
-    """A byte as an integer with a sign: of one without, added to one with, Numba makes a float."""
-    return int(np.int64(buffer[at]))
-
-
-@compiled
-def rows_of(buffer: Bytes, at: int) -> tuple[Numbers, Ratings, int]:
-    """The rows of a MessagePack array, each an array of a text, a float and an integer: where texts are (n, 2), the floats (n,), the end.
-
-    The array begins at ``at`` and has fewer than 65,536 rows. The end is -1 where there is anything else, a text that is not ASCII, or
-    too little.
-    """
-    left, count = len(buffer), -1
-    if at < left and 0x90 <= buffer[at] <= 0x9F:
-        count, at = byte(buffer, at) & 0x0F, at + 1
-    elif at + 2 < left and buffer[at] == 0xDC:
-        count, at = (byte(buffer, at + 1) << 8) | byte(buffer, at + 2), at + 3
-    spans, floats = np.empty((max(0, count), 2), np.int64), np.empty(max(0, count), np.float64)
-    bits = floats.view(np.uint64)
-    if count < 0:
-        return spans, floats, -1
-    for place in range(count):
-        if at + 2 > left or buffer[at] != 0x93:
-            return spans, floats, -1
-        kind, size = byte(buffer, at + 1), 0
-        at += 2
-        if 0xA0 <= kind <= 0xBF:
-            size = kind & 0x1F
-        elif kind == 0xD9 and at < left:
-            size, at = byte(buffer, at), at + 1
-        elif kind == 0xDA and at + 1 < left:
-            size, at = (byte(buffer, at) << 8) | byte(buffer, at + 1), at + 2
-        else:
-            return spans, floats, -1
-        spans[place] = at, at + size
-        above = np.uint8(0)
-        for k in range(at, min(at + size, left)):
-            above |= buffer[k]
-        at += size
-        if above >= 0x80 or at + 10 > left or buffer[at] != 0xCB:
-            return spans, floats, -1
-        bits[place] = 0
-        for k in range(8):
-            bits[place] = (bits[place] << np.uint64(8)) | np.uint64(buffer[at + 1 + k])
-        kind = byte(buffer, at + 9)
-        at += 10
-        if 0xCC <= kind <= 0xD3:  # 1, 2, 4 or 8 bytes, without a sign or with one
-            at += 1 << ((kind - 0xCC) & 3)
-        elif 0x80 <= kind < 0xE0:
-            return spans, floats, -1
-        if at > left:
-            return spans, floats, -1
-    return spans, floats, at

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ class _Head(msgspec.Struct):
 
 
 _head = msgspec.msgpack.Decoder(_Head)
+_texts = msgspec.msgpack.Decoder(list[str])
 
 
 @functools.cache
@@ -71,6 +73,23 @@ def decode(value: bytes | None, kind: type[_S], *, what: str) -> _S:
         raise Malformed("not-decodable", f"{what}: {error}") from None
     _check_format(getattr(record, "format", FORMAT), what)
     return record
+
+
+def packed(values: Sequence[str | float]) -> bytes:
+    """Texts and numbers as an array of MessagePack's."""
+    return _encoder.encode(list(values))
+
+
+def texts(value: bytes | msgspec.Raw, *, what: str) -> list[str]:
+    """The texts of an array of MessagePack's. Raises `Malformed` for anything else."""
+    try:
+        return _texts.decode(value)
+    except UnicodeDecodeError:
+        raise Malformed("invalid-utf8", f"{what}: text that is not UTF-8") from None
+    except msgspec.ValidationError as error:
+        raise Malformed("wrong-type", f"{what}: {error}") from None
+    except msgspec.DecodeError as error:
+        raise Malformed("not-decodable", f"{what}: {error}") from None
 
 
 def _format_of(value: bytes) -> int | None:

@@ -89,9 +89,13 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """Rows of an embedding table by id: ``values`` is of shape (len(ids), width)."""
+    """Rows of an embedding table by id: ``values`` is of shape (number of ids, width).
 
-    ids: list[str]
+    ``ids`` is an array of texts, left as it is encoded: a thousand texts that nobody looks at take longer than the rest of a record.
+    `streaming.codec.texts` makes them.
+    """
+
+    ids: msgspec.Raw
     values: Tensor
 
 

@@ -63,7 +63,9 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
     sets, kept, after_events = SupportSets(5), Histories(Metrics()), dict[str, History]()
     for at, (user, item, rating) in enumerate(events):
         history = after_events.get(user) or kept.of(sets, user)
-        before, expected = sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)), history_of(sets.get(user))
+        before = sets.get(user)
+        assert sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)) == (before.earlier if before else 0)
+        expected = history_of(sets.get(user))
         assert (list(history.items), history.ratings) == (history_of(before).items, history_of(before).ratings)
         after = history.and_then(f"i{item}", float(rating), 5)
         after_events.pop(user, None)

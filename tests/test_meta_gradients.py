@@ -156,7 +156,7 @@ def test_the_gradient_of_a_batch_is_the_sum_of_those_of_its_tasks(settings: dict
     assert parts.queries == whole.queries == 6
     np.testing.assert_allclose(parts.vector.numpy(), whole.vector.numpy(), rtol=1e-10, atol=1e-10)
     for name, part in whole.rows.items():
-        assert parts.rows[name].keys == part.keys
+        assert list(parts.rows[name].keys) == list(part.keys)
         np.testing.assert_allclose(parts.rows[name].values.numpy(), part.values.numpy(), rtol=1e-10, atol=1e-10)
 
 

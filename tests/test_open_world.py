@@ -14,7 +14,7 @@ from consumers.opening import connect
 from consumers.settings import Settings
 from consumers.stop import Stop
 from consumers.system import System
-from streaming.codec import decode
+from streaming.codec import decode, texts
 from streaming.events import Interaction, Score, Version
 from streaming.log import Message
 from streaming.topics import POSITION_KEY
@@ -119,7 +119,7 @@ def test_a_bound_on_rows_holds_and_what_is_beyond_it_is_served_and_learned_from_
     run(settings)
     with connect(settings) as log:
         versions = [decode(whole.value, Version, what="version") for whole in joined(read(log, "model", 0))]
-    keys = {key for version in versions for key in version.rows["item"].ids}
+    keys = {key for version in versions for key in texts(version.rows["item"].ids, what="ids")}
     # Each feature has overflow rows of its own, and there are two.
     assert len([key for key in keys if "~" not in key]) <= bound
     assert len(keys) <= bound + 2 * shared
@@ -127,8 +127,9 @@ def test_a_bound_on_rows_holds_and_what_is_beyond_it_is_served_and_learned_from_
     values: dict[str, set[bytes]] = {}
     for version in versions:
         rows = version.rows["item"]
-        width = len(rows.values.data) // max(1, len(rows.ids))
-        for place, key in enumerate(rows.ids):
+        ids = texts(rows.ids, what="ids")
+        width = len(rows.values.data) // max(1, len(ids))
+        for place, key in enumerate(ids):
             values.setdefault(key, set()).add(rows.values.data[place * width : (place + 1) * width])
     assert all(len(values[f"id~{n}"]) > 3 for n in range(shared)), "shared rows learn"
     assert len(scores(settings)) == 400

@@ -6,6 +6,7 @@ before the position that the step was made at; the support set is the fold of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def state_of(version: Version) -> checkpoint.State:
     def tensor(wire: Any) -> torch.Tensor:  # noqa: ANN401
         return torch.from_numpy(codec.array(wire).copy())
 
-    rows = {name: (part.ids, tensor(part.values)) for name, part in version.rows.items()}
+    rows: dict[str, tuple[Sequence[str], torch.Tensor]] = {
+        name: (codec.texts(part.ids, what=name), tensor(part.values)) for name, part in version.rows.items()
+    }
     return checkpoint.State({name: tensor(value) for name, value in version.tensors.items()}, rows)
 
 

@@ -17,7 +17,7 @@ from consumers.trainer import Trainer
 from consumers.wire import gradient_from_wire, writes_from_wire
 from model.memory import Memory, Writes
 from model.settings import ModelSettings
-from streaming.codec import decode, encode
+from streaming.codec import decode, encode, texts
 from streaming.events import Update
 from streaming.log import Message
 from streaming.scored import read_run
@@ -37,7 +37,7 @@ def stale(settings: Settings, version: int) -> Update:
     """An update as the workers wrote it, with memory writes, but made at this version."""
     with connect(settings) as log:
         updates = [decode(whole.value, Update, what="update") for whole in joined(read(log, "updates", 0))]
-    update = next(update for update in reversed(updates) if update.writes and update.rows["item"].ids)
+    update = next(update for update in reversed(updates) if update.writes and texts(update.rows["item"].ids, what="ids"))
     return msgspec.structs.replace(update, version=version)
 
 

@@ -6,22 +6,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+import streaming.codec
 from consumers.histories import history_of, history_of_encoded
+from consumers.wire import rows_from_wire, rows_to_wire
 from model.history import History
+from model.packing import begin_of, byte, rows_of, text_at, texts_of
 from model.profiles import Profiles
 from model.settings import Feature
 from model.tables import Table
-from model.texts import Index, Texts, byte, rows_of
-from streaming.codec import decode, encode
+from model.texts import Index, Texts
+from streaming.codec import decode, encode, packed
 from streaming.errors import FormatMismatch, Malformed
 from streaming.events import Support
 
@@ -112,8 +116,48 @@ def test_an_index_keeps_no_more_than_a_few_times_what_it_holds() -> None:
         index.add(f"comes and goes {number}", 1)
         index.remove(f"comes and goes {number}")
     assert index.of(texts(["stays", "comes and goes 19999"]))[0].tolist() == [0, -1]
-    assert len(index._numbers) <= 128
+    assert len(index._slots) <= 128
     assert len(index._keys) <= 8192
+
+
+@given(st.lists(IDS | st.integers(250, 70_000).map(lambda n: "x" * n), max_size=40))
+def test_texts_are_packed_as_the_encoder_packs_them_and_found_there_again(ids: list[str]) -> None:
+    value = texts(ids).packed()
+    assert value == packed(ids)
+    spans, end = texts_of(np.frombuffer(value, np.uint8), 0)
+    # What the loop leaves to the decoder: letters beyond ASCII, and what takes more than two bytes to say its length.
+    if all(each.isascii() and len(each) < 65_536 for each in ids):
+        assert (end, list(Texts(value, spans))) == (len(value), ids)
+    else:
+        assert end == -1
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 65_535, 65_536])
+def test_any_number_of_texts_is_packed_as_the_encoder_packs_it(count: int) -> None:
+    assert texts(["a"] * count).packed() == packed(["a"] * count)
+
+
+@given(st.lists(IDS, max_size=30), st.data())
+def test_rows_come_back_from_the_wire_or_are_refused(ids: list[str], data: st.DataObject) -> None:
+    wire = rows_to_wire({"item": (texts(ids), torch.zeros(len(ids), 2))})
+    assert wire == rows_to_wire({"item": (ids, torch.zeros(len(ids), 2))})
+    assert list(rows_from_wire(wire)["item"][0]) == ids
+    value = bytearray(bytes(wire["item"].ids))
+    value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(0, 255))
+    damaged = {"item": msgspec.structs.replace(wire["item"], ids=msgspec.Raw(bytes(value)))}
+    try:
+        expected: object = decoded(bytes(value))
+    except Malformed:
+        expected = Malformed
+    try:
+        found: object = list(rows_from_wire(damaged)["item"][0])
+    except Malformed:
+        found = Malformed
+    assert found == expected
+
+
+def decoded(value: bytes) -> list[str]:
+    return streaming.codec.texts(value, what="ids")
 
 
 @given(ROWS)
@@ -180,9 +224,10 @@ def test_bytes_of_any_kind_are_read_within_their_bounds(value: bytes, count: int
     rows, buffer = strict(value), np.frombuffer(value, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         # As Python runs it, a read past the end is an error.
-        slow: Any = rows_of
-        patch.setattr("model.texts.byte", cast("Any", byte).py_func)
-        assert (slow.py_func(buffer, 0)[2] >= 0) == (rows is not None)
+        for name, loop in (("byte", byte), ("begin_of", begin_of), ("text_at", text_at)):
+            patch.setattr(f"model.packing.{name}", as_python(loop))
+        assert (as_python(rows_of)(buffer, 0)[2] >= 0) == (rows is not None)
+        as_python(texts_of)(buffer, 0)
     spans, floats, end = rows_of(buffer, 0)
     assert (end >= 0) == (rows is not None)
     if rows is not None:
@@ -199,10 +244,10 @@ def test_every_loop_is_compiled_before_anybody_waits(tmp_path: Path) -> None:
 COMPILED = """
 from consumers.settings import Settings
 from consumers.system import compile_loops
-from model import texts
+from model import packing, texts
 compile_loops(Settings())
-inner = {"hashed", "same", "byte"}  # which Python never calls
-loops = {name: loop for name, loop in vars(texts).items() if hasattr(loop, "signatures")}
+inner = {"hashed", "same", "byte", "begin_of", "text_at", "head", "same_half", "number_in"}  # which Python never calls
+loops = {name: loop for name, loop in (vars(texts) | vars(packing)).items() if hasattr(loop, "signatures")}
 print("not compiled:", *(name for name, loop in loops.items() if name not in inner and not loop.signatures))
 """
 
@@ -210,6 +255,11 @@ print("not compiled:", *(name for name, loop in loops.items() if name not in inn
 @pytest.mark.parametrize("value", [b"", b"\xdc", b"\xdc\x00", b"\xdd\x00\x00\x00\x00", b"\x80", b"\xa0", b"\xdc\xff\xff"])
 def test_what_is_no_array_has_no_rows(value: bytes) -> None:
     assert rows_of(np.frombuffer(value, np.uint8), 0)[2] == -1
+
+
+def as_python(loop: Any) -> Any:  # noqa: ANN401 - Numba's
+    """A loop as it was before it was compiled."""
+    return loop.py_func
 
 
 def head(count: int, long: bool) -> bytes:

@@ -62,8 +62,8 @@ class Held(abc.ABC):
         """The offset as of which a user without a support set was forgotten; 0 for one who never was."""
 
     @abc.abstractmethod
-    def put(self, user: str, value: bytes | None) -> None:
-        """Take a value of the changelog: a support set, a marker, or None, which removes the user."""
+    def put(self, user: str, value: bytes | None, known: Head | None = None) -> None:
+        """Take a value of the changelog: a support set, a marker, or None, which removes the user. ``known`` is its head, if it is."""
 
     @abc.abstractmethod
     def grew(self, users: int | None) -> None:
@@ -121,12 +121,12 @@ class InMemory(Held):
         """As `Held.since`."""
         return self._forgotten.get(user, 0)
 
-    def put(self, user: str, value: bytes | None) -> None:
+    def put(self, user: str, value: bytes | None, known: Head | None = None) -> None:
         """As `Held.put`."""
-        found = None if value is None else head(value, user)
+        found = None if value is None else known or head(value, user)
         before = self._values.pop(user, None)
         self._forgotten.pop(user, None)
-        if before is not None:
+        if before is not None and (found is None or found.ordinal is None or self._users.get(found.ordinal) != user):
             self._users.pop(head(before, user).ordinal or 0, None)
         if found is None:
             return

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from streaming.errors import StoreFull
 from streaming.store.file import Place, StoreFile
-from streaming.store.held import Held, head
+from streaming.store.held import Head, Held, head
 
 MOST_WAITING = 100_000
 """Users whose changes wait in memory, at most, while the disk is full."""
@@ -96,9 +96,9 @@ class Stored(Held):
             row = self._file.db.execute('SELECT "since" FROM markers WHERE user = ?', (user,)).fetchone()
         return 0 if row is None else int(row[0])
 
-    def put(self, user: str, value: bytes | None) -> None:
+    def put(self, user: str, value: bytes | None, known: Head | None = None) -> None:
         """As `Held.put`."""
-        found = None if value is None else head(value, user)
+        found = None if value is None else known or head(value, user)
         # Taken out, so that the order of waiting is the order of last changes.
         before = self._waiting.pop(user, None)
         if before is not None and before.ordinal is not None:
