@@ -68,6 +68,12 @@ def embed(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, f
 @borrowing
 def add_rows(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, size: int, summed: Floats, rest: Floats) -> None:
     """The loop of `embed`, apart from it because it borrows: 45 us for 1,500 profiles, not 81."""
+    # What a profile's rows have beside their numbers is summed first: in a large table each row is waited for, here many at once.
+    width = values.shape[1]
+    for place in range(len(rows)):
+        for slot in range(rows.shape[1]):
+            if width > size:
+                rest[place] += values.dtype.type(weights[place, slot]) * values[rows[place, slot], size]
     for place in range(len(rows)):
         for slot in range(rows.shape[1]):
             weight = values.dtype.type(weights[place, slot])
@@ -77,8 +83,6 @@ def add_rows(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers
             into = summed[place, start : start + size]
             for k in range(size):
                 into[k] += weight * row[k]
-            if len(row) > size:
-                rest[place] += weight * row[size]
 
 
 @compiled

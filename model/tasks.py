@@ -21,7 +21,8 @@ class Task(NamedTuple):
     """One adaptation: a user's support set, oldest interaction first, and the query to score from it.
 
     The ratings of a query are what its gradient is taken at; scores never depend on them. A ``history`` is one that begins with the
-    support set; where all tasks of a batch have one, nothing is looked up that was looked up before.
+    support set; where all tasks of a batch have one, nothing is looked up that was looked up before. The query of a rehearsed user stands
+    in the history too, from place ``asked`` on.
     """
 
     user: str
@@ -30,29 +31,30 @@ class Task(NamedTuple):
     query_items: Sequence[str]
     query_ratings: Sequence[float]
     history: History | None = None
+    asked: int | None = None
 
 
-class Prefix(Sequence[T]):
-    """The first ``length`` of a list, not copied: a list of texts that lie all over the memory takes longest to hold and to let go."""
+class Part(Sequence[T]):
+    """Elements of a list, not copied: texts that lie all over the memory take longest to hold and to let go."""
 
-    __slots__ = ("_length", "_of")
+    __slots__ = ("_of", "_places")
 
-    def __init__(self, of: Sequence[T], length: int) -> None:
+    def __init__(self, of: Sequence[T], start: int, stop: int) -> None:
         self._of = of
-        self._length = length
+        self._places = range(start, min(stop, len(of)))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._places)
 
     def __iter__(self) -> Iterator[T]:
-        return islice(self._of, self._length)
+        return islice(self._of, self._places.start, self._places.stop)
 
     @overload
     def __getitem__(self, place: int) -> T: ...
     @overload
     def __getitem__(self, place: slice) -> list[T]: ...
     def __getitem__(self, place: int | slice) -> T | list[T]:
-        places = range(self._length)[place]
+        places = self._places[place]
         return self._of[places] if isinstance(places, int) else [self._of[each] for each in places]
 
 
@@ -65,11 +67,12 @@ def cut(users: Sequence[str], histories: Sequence[History], query: int, generato
     return [
         Task(
             user,
-            Prefix(history.items, at),
-            Prefix(history.ratings, at),
-            history.items[at : at + query],
-            history.ratings[at : at + query],
+            Part(history.items, 0, at),
+            Part(history.ratings, 0, at),
+            Part(history.items, at, at + query),
+            Part(history.ratings, at, at + query),
             history,
+            at,
         )
         for user, history, at in zip(users, histories, cuts, strict=True)
     ]
@@ -144,7 +147,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     users.begin()
     items.begin()
     # Column by column, so that what is done for each task is done by what is compiled.
-    names, support_items, support_ratings, query_items, query_ratings, histories = zip(*chain.from_iterable(groups), strict=True)
+    names, support_items, support_ratings, query_items, query_ratings, histories, begins = zip(*chain.from_iterable(groups), strict=True)
     sizes = np.array([len(group) for group in groups])
     task_ends = sizes.cumsum().tolist()
     user_keys, user_of, user_ends = list[str](), list[int](), list[int]()
@@ -158,13 +161,21 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     lengths = np.fromiter(map(len, support_items), np.int64, len(names))
     queries = np.fromiter(map(len, query_items), np.int64, len(names))
     if None in histories:
-        supports = items.places(list(chain.from_iterable(support_items)))
-        ratings = packed(chain.from_iterable(support_ratings), len(supports), np.float64)
+        places, ratings = by_text(support_items, support_ratings, items)
+        asked_places, asked_ratings = by_text(query_items, query_ratings, items)
     else:
-        supports, ratings = looked_up(histories, lengths, items)
-    asked_places = items.places(list(chain.from_iterable(query_items)))
-    supported, asked, item_of, distinct, item_ends, starts = number(
-        np.concatenate([supports, asked_places]), lengths, queries, sizes, items.cells
+        rated = [history.rated(items) for history in histories]
+        supports = np.concatenate([of[:length] for of, length in zip(rated, lengths.tolist(), strict=True)])
+        apart = [place for place, at in enumerate(begins) if at is None]
+        of_events = by_text([query_items[place] for place in apart], [query_ratings[place] for place in apart], items)
+        found, begun = np.stack(of_events, 1), 0
+        of_queries = []
+        for of, at, count in zip(rated, begins, queries.tolist(), strict=True):
+            of_queries.append(found[begun : begun + count] if at is None else of[at : at + count])
+            begun += count if at is None else 0
+        (places, ratings), (asked_places, asked_ratings) = supports.T.copy(), np.concatenate(of_queries).T.copy()
+    supported, of_query, item_of, distinct, item_ends, starts = number(
+        np.concatenate([places, asked_places]).astype(np.int64, copy=False), lengths, queries, sizes, items.cells
     )
     item_rows, item_weights = items.encoded(distinct)
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
@@ -183,8 +194,8 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
         support=Supports(torch.from_numpy(supported), torch.from_numpy(ratings).to(dtype), torch.from_numpy(starts)),
-        query_items=padded(asked),
-        query_ratings=padded(packed(chain.from_iterable(query_ratings), len(asked), np.float64)).to(dtype),
+        query_items=padded(of_query),
+        query_ratings=padded(asked_ratings).to(dtype),
         query_mask=torch.from_numpy(query_mask).to(dtype),
         tasks_of=slices(task_ends),
         users_of=slices(user_ends),
@@ -192,8 +203,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     )
 
 
-def looked_up(histories: Sequence[History], lengths: np.ndarray, items: Profiles) -> tuple[np.ndarray, np.ndarray]:
-    """Places and ratings of all supports, both (L,), each the first so many interactions of a history."""
-    rated = [history.rated(items)[:length] for history, length in zip(histories, lengths.tolist(), strict=True)]
-    places, ratings = np.concatenate(rated).T.copy()
-    return places.astype(np.int64), ratings
+def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the items of all tasks, looked up, and their ratings, both (n,)."""
+    places = items.places(list(chain.from_iterable(keys)))
+    return places, packed(chain.from_iterable(ratings), len(places), np.float64)
