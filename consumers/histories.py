@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.history import History
-from model.packing import rows_of
-from model.texts import Texts
+from model.texts import SECRET, Texts, last_rows_of
 from streaming.codec import decode
 from streaming.events import Support
 
@@ -83,9 +82,8 @@ def history_of_encoded(value: bytes) -> History:
     What does not look as it is written by us, and what stands behind the items, is left to the decoder. Raises as `decode` does.
     """
     if value.startswith(BEGINS):
-        spans, ratings, end = rows_of(np.frombuffer(value, np.uint8), len(BEGINS))
+        spans, ratings, count, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
         if end >= 0:
             decode(BEGINS + NONE + value[end:], Support, what="support set")
-            left = Texts(value, spans).last()
-            return History(Texts(value, spans[left]), ratings[left].tolist(), whole=len(left) == len(spans))
+            return History(Texts(value, spans), ratings.tolist(), whole=len(spans) == count)
     return history_of(decode(value, Support, what="support set"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from model.compiled import borrowing, compiled
-from model.packing import array_of
+from model.packing import array_of, rows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Hashes = NDArray[np.uint64]
     Numbers = NDArray[np.int64]
+    Ratings = NDArray[np.float64]
 
 EMPTY = 0
 REMOVED = 1
@@ -58,10 +59,6 @@ class Texts(Sequence[str]):
             return [bytes(self.buffer[start:end]).decode() for start, end in self.spans[place].tolist()]
         start, end = self.spans[place].tolist()
         return bytes(self.buffer[start:end]).decode()
-
-    def last(self) -> Numbers:
-        """The places of those that do not come again, in order."""
-        return last_of_each(self.bytes, self.spans, SECRET)
 
     def packed(self) -> bytes:
         """The texts as an array of MessagePack's."""
@@ -262,7 +259,7 @@ def holds(buffer: Bytes, texts: Numbers, text: Bytes) -> bool:
 
 @compiled
 def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
-    """As `Texts.last`, of texts (n, 2) in ``buffer``."""
+    """The places of those of the texts (n, 2) in ``buffer`` that do not come again, in order."""
     slots = 16
     while slots < 2 * len(texts):
         slots *= 2
@@ -279,3 +276,15 @@ def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
         if not known:
             seen[slot], hashes[slot], last[place] = place, wanted, True
     return last.nonzero()[0]
+
+
+@compiled
+def last_rows_of(buffer: Bytes, at: int, secret: np.uint64) -> tuple[Numbers, Ratings, int, int]:
+    """As `rows_of`, of rows with the same text the last; and how many rows there were."""
+    texts, floats, end = rows_of(buffer, at)
+    count = len(texts)
+    if end >= 0:
+        last = last_of_each(buffer, texts, secret)
+        if len(last) < count:
+            texts, floats = texts[last], floats[last]
+    return texts, floats, count, end

@@ -60,7 +60,8 @@ def test_a_step_that_appends_before_it_scores_is_caught(tmp_path: Path, monkeypa
         original(self, sets, event, source, before)
         after = sets.get(event.user)
         history = history_of(after)
-        return worker.Taken(event, source, after, Task(event.user, history.items, history.ratings, [event.item], [event.rating]))
+        earlier = after.earlier if after else 0
+        return worker.Taken(event, source, earlier, Task(event.user, history.items, history.ratings, [event.item], [event.rating]))
 
     monkeypatch.setattr(worker.Worker, "_take", peeking)
     with pytest.raises(Leak, match="the score of event 20"):

@@ -72,16 +72,17 @@ def spoil_letters(spoil: Callable[[Record, Malformed], tuple[Record, Malformed]]
 
 
 def lose_an_event_of_a_support_set(patch: Patch) -> None:
-    on_call(patch, SupportSets, "append", 100, lambda original, *args: None)
+    on_call(patch, SupportSets, "append", 100, lambda original, *args: 0)
 
 
 def keep_one_interaction_less(patch: Patch) -> None:
     original = SupportSets.append
 
-    def short(sets: SupportSets, *args: Any) -> None:  # noqa: ANN401
+    def short(sets: SupportSets, *args: Any) -> int:  # noqa: ANN401
         sets.size -= 1
-        original(sets, *args)
+        earlier = original(sets, *args)
         sets.size += 1
+        return earlier
 
     patch.setattr(SupportSets, "append", short)
 
@@ -183,10 +184,11 @@ def forget_one_event_late(patch: Patch) -> None:
     forget, append, late = SupportSets.forget, SupportSets.append, dict[str, int]()
     patch.setattr(SupportSets, "forget", lambda sets, user, offset: late.update({user: offset}))
 
-    def appended(sets: SupportSets, user: str, *args: Any) -> None:  # noqa: ANN401 - as the method
-        append(sets, user, *args)
+    def appended(sets: SupportSets, user: str, *args: Any) -> int:  # noqa: ANN401 - as the method
+        earlier = append(sets, user, *args)
         if user in late:
             forget(sets, user, late.pop(user))
+        return earlier
 
     patch.setattr(SupportSets, "append", appended)
 
