@@ -246,7 +246,8 @@ from consumers.settings import Settings
 from consumers.system import compile_loops
 from model import packing, texts
 compile_loops(Settings())
-inner = {"hashed", "same", "byte", "begin_of", "text_at", "head", "same_half", "number_in", "rows_of", "last_of_each"}  # which Python never calls
+# Python never calls these.
+inner = {"hashed", "same", "byte", "begin_of", "text_at", "head", "same_half", "number_in", "rows_of", "last_of_each"}
 loops = {name: loop for name, loop in (vars(texts) | vars(packing)).items() if hasattr(loop, "signatures")}
 print("not compiled:", *(name for name, loop in loops.items() if name not in inner and not loop.signatures))
 """
