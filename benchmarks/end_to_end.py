@@ -216,8 +216,8 @@ def cases(only: str, seconds: float) -> Iterator[Case]:
     """All of it, or one kind."""
     kinds = {
         "capacity": [
-            Case("capacity", "accurate", 1, 1500, seconds / 10),
-            Case("capacity", "accurate-64", 1, 2500, seconds / 10),
+            Case("capacity", "accurate", 1, 2000, seconds / 10),
+            Case("capacity", "accurate-64", 1, 2000, seconds / 10),
             Case("capacity", "accurate-64", 8, 2500, seconds / 10),
             Case("capacity", "fast", 1, 6000, seconds / 10),
             Case("capacity", "fast", 8, 6000, seconds / 10),

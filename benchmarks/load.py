@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import threading
@@ -73,8 +74,12 @@ def producer(broker: str) -> kafka.Producer:
 class Watch(threading.Thread):
     """Reads scores as a read_committed consumer does, and notes when each event's came."""
 
-    def __init__(self, broker: str, topic: str, partitions: int, room: int) -> None:
+    def __init__(self, broker: str, data: Path, partitions: int, room: int) -> None:
         super().__init__(daemon=True)
+        topic = "scores"
+        # Of all turns alike, and each user rates an item once.
+        self._ratings = {(user, item): float(rating) for user, item, rating, _ in lines(data / "ml-100k.inter")}
+        self.errors = array("d")
         self.count = 0
         self.twice = 0
         self.seen = [array("d", bytes(8 * room)) for _ in range(partitions)]
@@ -99,16 +104,23 @@ class Watch(threading.Thread):
                 if message.error():
                     raise kafka.KafkaException(message.error())
                 now = time.monotonic()
-                source = msgpack.unpackb(message.value()).get("source")
-                if source is None:
+                record = msgpack.unpackb(message.value())
+                if record.get("source") is None:
                     continue
-                _, partition, offset = source
+                _, partition, offset = record["source"]
                 if self.seen[partition][offset]:
                     self.twice += 1
                     continue
                 self.seen[partition][offset] = now
+                self.errors.append(record["score"] - self._ratings[record["user"].partition("-")[2], record["item"]])
                 self.count += 1
         self._consumer.close()
+
+    def found(self) -> dict[str, Any]:
+        """What it saw: how many scores, how many of them twice, and how far from the ratings they were, all of them."""
+        count = max(1, len(self.errors))
+        mae, rmse = sum(map(abs, self.errors)) / count, math.sqrt(sum(error * error for error in self.errors) / count)
+        return {"scored": self.count, "twice": self.twice, "mae": mae, "rmse": rmse}
 
 
 def fill(broker: str, data: Path, count: int, turns: int) -> dict[str, Any]:
@@ -134,9 +146,9 @@ def fill(broker: str, data: Path, count: int, turns: int) -> dict[str, Any]:
     return {"events": count, "seconds": time.monotonic() - began}
 
 
-def drain(broker: str, partitions: int, count: int, seconds: float) -> dict[str, Any]:
+def drain(broker: str, data: Path, partitions: int, count: int, seconds: float) -> dict[str, Any]:
     """Watch the scores of ``count`` events that are in the log already; says how many were scored by each second."""
-    watch = Watch(broker, "scores", partitions, count)
+    watch = Watch(broker, data, partitions, count)
     watch.start()
     tell("ready")
     marks = [(0.0, 0)]
@@ -146,7 +158,7 @@ def drain(broker: str, partitions: int, count: int, seconds: float) -> dict[str,
         marks.append((time.monotonic() - began, watch.count))
     watch.done.set()
     watch.join()
-    return {"scored": watch.count, "twice": watch.twice, "marks": marks}
+    return watch.found() | {"marks": marks}
 
 
 def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
     and how many scored.
     """
     count = int(rate * seconds)
-    watch = Watch(broker, "scores", partitions, count)
+    watch = Watch(broker, data, partitions, count)
     watch.start()
     sent = array("d")
     places: dict[int, tuple[int, int]] = {}
@@ -196,10 +208,8 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
     scored = [watch.seen[partition][offset] for partition, offset in (places[number] for number in range(count))]
     waits = [(at - began, 1000 * (seen - at)) for at, seen in zip(sent, scored, strict=True) if seen]
     late = max(at - (began + number / rate) for number, at in enumerate(sent))
-    return {
+    return watch.found() | {
         "sent": count,
-        "scored": watch.count,
-        "twice": watch.twice,
         "caught_up_seconds": caught_up,
         "sent_late_seconds": late,
         "marks": marks,
@@ -248,7 +258,7 @@ def main() -> None:
     if chosen.what == "fill":
         found = fill(chosen.broker, chosen.data, chosen.count, chosen.turns)
     elif chosen.what == "drain":
-        found = drain(chosen.broker, chosen.partitions, chosen.count, chosen.seconds)
+        found = drain(chosen.broker, chosen.data, chosen.partitions, chosen.count, chosen.seconds)
     else:
         found = offer(chosen.broker, chosen.data, chosen.partitions, chosen.rate, chosen.seconds)
     times = os.times()
