@@ -144,6 +144,13 @@ class TrainerSettings(Section):
     meta_update: int = setting(16, "Events whose query gradients make one update (Eq. 12).", "events", ge=1, le=65_536)
     round_updates: int = setting(1, "Updates folded into one version.", "updates", ge=1, le=65_536)
     snapshot_every: int = setting(500, "Versions between two snapshots.", "versions", ge=1, le=1_000_000)
+    stale_rounds: int = setting(
+        64,
+        "Versions that updates made at one version may lead to, one by one: an update made s versions ago is folded in one version with "
+        "others, s / this rounded up, as their mean. 0: never more than round_updates.",
+        "versions",
+        ge=0,
+    )
     max_staleness: int = setting(0, "An update made more versions ago is dropped and counted; 0 is without limit.", "versions", ge=0)
     staleness_half_life: float = setting(
         0.0,

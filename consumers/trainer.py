@@ -104,10 +104,13 @@ class Trainer:
 
     def catch_up(self) -> None:
         """Fold all updates that are in the log now."""
-        ends = self.log.bounds(self._updates)
         # A broker may not have at hand at once what has just been committed.
-        while any(self._reader.position(tp) < bounds.end for tp, bounds in ends.items()):
+        while self.behind():
             self.step()
+
+    def behind(self) -> bool:
+        """Whether there are updates in the log that were not read yet."""
+        return any(self._reader.position(tp) < bounds.end for tp, bounds in self.log.bounds(self._updates).items())
 
     def _start(self, tp: TopicPartition, first_kept: int) -> int:
         folded = self.folded.get(tp.partition, 0)
@@ -122,8 +125,8 @@ class Trainer:
         or whoever went back to an older version, has taken over; what was folded since the last commit is then in no version, and this
         trainer of no more use.
 
-        Meta-updates are taken by partition and offset, ``trainer.round_updates`` to a version, each the sum of its parts. Versions
-        between the last one committed and this one are seen by nobody, so they are not written.
+        Meta-updates are taken by partition and offset, ``trainer.round_updates`` to a version or as many as `_round` says, each the sum of
+        its parts. Versions between the last one committed and this one are seen by nobody, so they are not written.
         """
         stage = self.metrics.stage
         with stage("poll"):
@@ -135,8 +138,9 @@ class Trainer:
             kept = list(chain.from_iterable(chosen))
             changed: dict[str, list[Numbers]] = {name: [] for name in self.model.tables}
             parent, version = self.version, self.version
-            size = self.settings.trainer.round_updates
-            for group in (list(chain.from_iterable(chosen[start : start + size])) for start in range(0, len(chosen), size)):
+            while chosen:
+                size = self._round(chosen[0], version)
+                group, chosen = list(chain.from_iterable(chosen[:size])), chosen[size:]
                 beat()
                 version += 1
                 for name, rows in self.optimiser.step(
@@ -204,6 +208,17 @@ class Trainer:
         if dropped:
             logger.warning("updates dropped", dropped=len(dropped), version=self.version)
         return chosen, dropped
+
+    def _round(self, parts: list[Lesson], version: int) -> int:
+        """How many meta-updates to fold into the version after this one, of which the first has these parts.
+
+        Those made at one version all point from there: taken one by one once many others have been, they go the same way again and again.
+        """
+        trainer = self.settings.trainer
+        if not trainer.stale_rounds:
+            return trainer.round_updates
+        staleness = version - min(lesson.version for lesson in parts)
+        return max(trainer.round_updates, -(-staleness // trainer.stale_rounds))
 
     def _version(
         self,

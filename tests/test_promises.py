@@ -24,6 +24,7 @@ def rules_of(settings: Settings, **rest: Any) -> Rules:  # noqa: ANN401 - as Rul
         max_users=settings.worker.max_users,
         max_staleness=settings.trainer.max_staleness,
         round_updates=settings.trainer.round_updates,
+        stale_rounds=settings.trainer.stale_rounds,
         meta_update=settings.trainer.meta_update,
         **rest,
     )

@@ -76,6 +76,43 @@ def test_a_round_of_stale_updates_moves_the_model_by_their_weights(ages: list[in
         assert count(system, "coldstream_updates_weighted_total") == sum(age > 0 for age in ages)
 
 
+@pytest.mark.parametrize(
+    ("ages", "rounds", "groups"),
+    [([5, 5, 5, 5, 0, 0], 2, [3, 3]), ([5, 5, 5], 0, [1, 1, 1]), ([2, 2, 2], 2, [1, 2]), ([9] * 4, 3, [3, 1]), ([0] * 3, 1, [1, 1, 1])],
+)
+def test_what_was_made_long_ago_is_folded_in_fewer_and_larger_rounds(
+    ages: list[int], rounds: int, groups: list[int], tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path / "log.db", stale_rounds=rounds)
+    fill(settings, STREAM.messages)
+    run(settings)
+    with System(settings) as system:
+        trainer = system.trainer()
+        before, phi, rates = trainer.version, numbers(trainer.model.vector), numbers(trainer.optimiser.rates)
+        updates = [stale(settings, before - age) for age in ages]
+        system.log.append([Message("updates", b"0", encode(update), 0) for update in updates])
+        assert trainer.step() == len(ages)
+        assert trainer.version == before + len(groups)
+        for size in groups:
+            part, updates = updates[:size], updates[size:]
+            gradients = [numbers(gradient_from_wire(update.events, update.tensors, update.rows).vector) for update in part]
+            phi = phi - rates * sum(gradients) / sum(update.events for update in part)
+        np.testing.assert_allclose(numbers(trainer.model.vector), phi, rtol=1e-5, atol=1e-7)
+
+
+def test_a_trainer_rests_only_once_it_has_read_all_there_is(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "log.db")
+    fill(settings, STREAM.messages)
+    run(settings)
+    with System(settings) as system:
+        trainer = system.trainer()
+        assert not trainer.behind()
+        system.log.append([Message("updates", b"0", encode(stale(settings, trainer.version)), 0)] * 2)
+        assert trainer.behind()
+        trainer.catch_up()
+        assert not trainer.behind()
+
+
 def once(memory: dict[str, Any], writes: Writes) -> dict[str, Any]:
     """The memories after a write, row by row."""
     after = {name: np.zeros_like(value) for name, value in memory.items()}
