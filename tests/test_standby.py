@@ -20,7 +20,8 @@ from consumers.status import status_of
 from consumers.stop import Stop
 from consumers.system import System
 from consumers.trainer import Trainer
-from consumers.training import run_trainer
+from consumers.training import REST_SECONDS, run_trainer
+from streaming.embedded.reader import EmbeddedReader
 from streaming.errors import Fenced
 from streaming.log import Message, TopicPartition
 from tests.nursery import Nursery
@@ -218,3 +219,22 @@ def test_it_is_heard_of_between_the_rounds(settings: Settings) -> None:
         beats: list[None] = []
         assert trainer.step(0.0, lambda: beats.append(None)) == 6
         assert len(beats) >= 6
+
+
+def test_it_rests_only_once_it_has_read_all_there_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker gives what fits into an answer, of large updates a few: it once rested after these, and fell ever further behind."""
+    fill(settings, STREAM.messages[:64])
+    run(settings)
+    before, poll, wait = last_version(settings), EmbeddedReader.poll, Stop.wait
+
+    def rest(stop: Stop, seconds: float) -> None:
+        if seconds == REST_SECONDS:
+            stop.ask()
+        wait(stop, seconds)
+
+    monkeypatch.setattr(EmbeddedReader, "poll", lambda reader, most, *how, **more: poll(reader, min(most, 3), *how, **more))
+    monkeypatch.setattr(Stop, "wait", rest)
+    with System(settings) as system, Stop() as stop:
+        system.log.append([repeated(settings)] * 10)
+        run_trainer(system, stop)
+    assert last_version(settings) == before + 10
