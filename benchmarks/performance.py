@@ -52,12 +52,19 @@ def counted(run: Run) -> int:
     return found
 
 
+def errors(run: Run) -> str:
+    """How far the scores of a run were from the ratings."""
+    return f"{run['mae']:.4f} / {run['rmse']:.4f}"
+
+
 def throughput(runs: Sequence[Run]) -> str:
-    """How many events a second are scored from a topic filled before, and what each costs."""
-    return table(
-        ["", "events/s", "worker us", "trainer us", "broker us"],
-        ([run["name"], f"{run['events_per_second']:,.0f}", *(each(run, name) for name in ("worker", "trainer", "broker"))] for run in runs),
-    )
+    """How many events a second are scored from a topic filled before, what each costs, and how well all were."""
+
+    def cells(run: Run) -> list[str]:
+        used = (each(run, name) for name in ("worker", "trainer", "broker"))
+        return [run["name"], f"{run['events_per_second']:,.0f}", *used, f"{run['scored']:,}", errors(run)]
+
+    return table(["", "events/s", "worker us", "trainer us", "broker us", "events", "MAE / RMSE"], map(cells, runs))
 
 
 def workers(runs: Sequence[Run]) -> str:
@@ -87,9 +94,9 @@ def latency(runs: Sequence[Run]) -> str:
 
     def cells(run: Run) -> list[str]:
         waits = (f"{run['latency_ms'][key]:,.0f}" for key in ("p50", "p90", "p99", "max"))
-        return [run["name"], *waits, f"{run['caught_up_seconds']:.1f}", f"{run['scored'] / run['wall_seconds']:,.0f}"]
+        return [run["name"], *waits, f"{run['caught_up_seconds']:.1f}", f"{run['scored'] / run['wall_seconds']:,.0f}", errors(run)]
 
-    return table(["", "p50 ms", "p90 ms", "p99 ms", "longest ms", "last one waited s", "scored/s"], map(cells, runs))
+    return table(["", "p50 ms", "p90 ms", "p99 ms", "longest ms", "last one waited s", "scored/s", "MAE / RMSE"], map(cells, runs))
 
 
 def adaptation(runs: Sequence[Run]) -> str:

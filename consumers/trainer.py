@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 READ_AT_ONCE = 64
 """Update records read in one go: each can be a megabyte."""
 
+FOLD_UPDATES, FOLD_BYTES = 512, 64 << 20
+"""A step reads no further once it has so many meta-updates, or so much."""
+
 logger = structlog.get_logger()
 
 
@@ -96,6 +99,8 @@ class Trainer:
         bounds = log.bounds(partitions)
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
         self._updates = partitions
+        self.behind = False
+        """Whether the last step left updates that were in the log before it."""
 
     @property
     def version(self) -> int:
@@ -104,13 +109,10 @@ class Trainer:
 
     def catch_up(self) -> None:
         """Fold all updates that are in the log now."""
+        ends = self.log.bounds(self._updates)
         # A broker may not have at hand at once what has just been committed.
-        while self.behind():
+        while any(self._reader.position(tp) < bounds.end for tp, bounds in ends.items()):
             self.step()
-
-    def behind(self) -> bool:
-        """Whether there are updates in the log that were not read yet."""
-        return any(self._reader.position(tp) < bounds.end for tp, bounds in self.log.bounds(self._updates).items())
 
     def _start(self, tp: TopicPartition, first_kept: int) -> int:
         folded = self.folded.get(tp.partition, 0)
@@ -162,10 +164,15 @@ class Trainer:
         return len(kept)
 
     def _read(self, timeout: float) -> list[list[Lesson]]:
-        """The meta-updates that are complete, in order of partition and offset; ``folded`` then is the position after them."""
+        """The meta-updates that are complete, in order of partition and offset; ``folded`` then is the position after them.
+
+        All that are in the log, or so many that they are enough for a step: what a broker gives at once is bounded in bytes.
+        """
         complete: list[list[Lesson]] = []
-        deadline = time.monotonic() + timeout
-        while not complete and (records := self._reader.poll(READ_AT_ONCE, max(0.0, deadline - time.monotonic()))):
+        deadline, size, ends, self.behind = time.monotonic() + timeout, 0, None, False
+        while records := self._reader.poll(READ_AT_ONCE, max(0.0, deadline - time.monotonic())):
+            ends = ends or {tp: bounds.end for tp, bounds in self.log.bounds(self._updates).items()}
+            size += sum(len(record.value or b"") for record in records)
             for record in sorted(records, key=lambda record: (record.partition, record.offset)):
                 try:
                     value = self._joiner.feed(record)
@@ -183,6 +190,10 @@ class Trainer:
                 if update.completes:
                     complete.append(self._parts.pop(record.partition))
                     self.folded[record.partition] = record.offset + 1
+            # The last place may be the mark of a transaction, which nobody is given.
+            self.behind = any(self._reader.position(tp) < end - 1 for tp, end in ends.items())
+            if not self.behind or len(complete) >= FOLD_UPDATES or size >= FOLD_BYTES:
+                break
         return complete
 
     def _choose(self, complete: list[list[Lesson]]) -> tuple[list[list[Lesson]], list[tuple[int, int]]]:

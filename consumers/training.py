@@ -84,8 +84,7 @@ def turn(system: System, stop: Stop, member: Member) -> None:
                 if folded:
                     system.health.loaded(trainer.version)
                     system.health.committed()
-                # How many were folded does not say it: what a broker gives at once is bounded in bytes.
-                if folded and not trainer.behind():
+                if folded and not trainer.behind:
                     stop.wait(REST_SECONDS)
         if not stop:
             system.health.assigned(0)

@@ -100,17 +100,18 @@ def test_what_was_made_long_ago_is_folded_in_fewer_and_larger_rounds(
         np.testing.assert_allclose(numbers(trainer.model.vector), phi, rtol=1e-5, atol=1e-7)
 
 
-def test_a_trainer_rests_only_once_it_has_read_all_there_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("updates", "folded"), [(1, 1), (64, 64), (300, 300), (520, 512)])
+def test_a_step_folds_all_that_is_there_up_to_its_bound(tmp_path: Path, updates: int, folded: int) -> None:
     settings = settings_of(tmp_path / "log.db")
-    fill(settings, STREAM.messages)
+    fill(settings, STREAM.messages[:64])
     run(settings)
     with System(settings) as system:
         trainer = system.trainer()
-        assert not trainer.behind()
-        system.log.append([Message("updates", b"0", encode(stale(settings, trainer.version)), 0)] * 2)
-        assert trainer.behind()
+        system.log.append([Message("updates", b"0", encode(stale(settings, trainer.version)), 0)] * updates)
+        assert trainer.step() == folded
+        assert trainer.behind == (folded < updates)
         trainer.catch_up()
-        assert not trainer.behind()
+        assert not trainer.behind
 
 
 def once(memory: dict[str, Any], writes: Writes) -> dict[str, Any]:
