@@ -116,6 +116,11 @@ class Watch(threading.Thread):
                 self.count += 1
         self._consumer.close()
 
+    def require_alive(self) -> None:
+        """Raises SystemExit where it failed: what it had not seen by then would count as not scored."""
+        if not self.is_alive():
+            raise SystemExit("the scores could not be read")
+
     def found(self) -> dict[str, Any]:
         """What it saw: how many scores, how many of them twice, and how far from the ratings they were, all of them."""
         count = max(1, len(self.errors))
@@ -154,6 +159,7 @@ def drain(broker: str, data: Path, partitions: int, count: int, seconds: float) 
     marks = [(0.0, 0)]
     began = time.monotonic()
     while watch.count < count and time.monotonic() - began < seconds:
+        watch.require_alive()
         time.sleep(0.25)
         marks.append((time.monotonic() - began, watch.count))
     watch.done.set()
@@ -199,6 +205,7 @@ def offer(broker: str, data: Path, partitions: int, rate: float, seconds: float)
     client.flush(60)
     last = time.monotonic()
     while watch.count < count and time.monotonic() - last < 60:
+        watch.require_alive()
         time.sleep(0.1)
     caught_up = time.monotonic() - last
     watch.done.set()

@@ -147,7 +147,7 @@ class TrainerSettings(Section):
     stale_rounds: int = setting(
         64,
         "Versions that updates made at one version may lead to, one by one: an update made s versions ago is folded in one version with "
-        "others, s / this rounded up, as their mean. 0: never more than round_updates.",
+        "others, s / this rounded up. 0: never more than round_updates; so it is in lockstep, where none is made behind.",
         "versions",
         ge=0,
     )

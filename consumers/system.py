@@ -18,8 +18,9 @@ from consumers.opening import connect, endpoint, topics_of
 from consumers.threads import limit_threads
 from consumers.trainer import Trainer
 from consumers.versions import Versions
-from consumers.wire import gradient_from_wire, gradient_to_wire
+from consumers.wire import gradient_from_wire, gradient_to_wire, rows_to_wire
 from consumers.worker import Worker
+from model import checkpoint
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate
 from model.tasks import Task
@@ -62,7 +63,9 @@ def compile_loops(settings: Settings) -> None:
     history.and_then("another", settings.rating.minimum, 1)
     gradient = gradient_from_wire(gradient.queries, *gradient_to_wire(gradient))
     if gradient.finite() and (writes is None or writes.finite()):
-        Optimiser(model).step(gradient, writes)
+        optimiser = Optimiser(model)
+        changed = {name: [rows] for name, rows in optimiser.step(gradient, writes).items()}
+        rows_to_wire(checkpoint.export(model, optimiser, changed).rows)
     if (seconds := time.monotonic() - began) > COMPILED_SECONDS:
         logger.info("loops compiled; next time they are read", seconds=round(seconds, 1))
 

@@ -7,7 +7,7 @@ however often the trainer is killed: the last version says where to go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +39,9 @@ READ_AT_ONCE = 64
 
 FOLD_UPDATES, FOLD_BYTES = 512, 64 << 20
 """A step reads no further once it has so many meta-updates, or so much."""
+
+NEXT_SECONDS = 0.1
+"""How long a step that has something to fold waits for more of what is in the log: where it was aborted, nothing comes."""
 
 logger = structlog.get_logger()
 
@@ -100,7 +103,7 @@ class Trainer:
         self._reader.assign({tp: self._start(tp, bounds[tp].start) for tp in partitions})
         self._updates = partitions
         self.behind = False
-        """Whether the last step left updates that were in the log before it."""
+        """Whether the last step left updates in the log that stood there when it began."""
 
     @property
     def version(self) -> int:
@@ -108,11 +111,11 @@ class Trainer:
         return self.versions.version
 
     def catch_up(self) -> None:
-        """Fold all updates that are in the log now."""
+        """Fold all updates that are in the log now, for workers who wait for it: no update is made behind the last version then."""
         ends = self.log.bounds(self._updates)
         # A broker may not have at hand at once what has just been committed.
         while any(self._reader.position(tp) < bounds.end for tp, bounds in ends.items()):
-            self.step()
+            self.step(waited_for=True)
 
     def _start(self, tp: TopicPartition, first_kept: int) -> int:
         folded = self.folded.get(tp.partition, 0)
@@ -120,15 +123,16 @@ class Trainer:
             logger.warning("updates lost to retention", topic=tp.topic, partition=tp.partition, folded=folded, first_kept=first_kept)
         return max(folded, first_kept)
 
-    def step(self, timeout: float = 0.0, beat: Callable[[], object] = lambda: None) -> int:
+    def step(self, timeout: float = 0.0, beat: Callable[[], object] = lambda: None, *, waited_for: bool = False) -> int:
         """Fold the updates that are there into new versions and commit the last of them; returns how many updates were folded.
 
         ``beat`` is called between the rounds, for whoever must be heard of while many are folded. Raises `Fenced` once another trainer,
         or whoever went back to an older version, has taken over; what was folded since the last commit is then in no version, and this
         trainer of no more use.
 
-        Meta-updates are taken by partition and offset, ``trainer.round_updates`` to a version or as many as `_round` says, each the sum of
-        its parts. Versions between the last one committed and this one are seen by nobody, so they are not written.
+        Meta-updates are taken as they were read, ``trainer.round_updates`` to a version or, unless workers have ``waited_for`` it, as many
+        as `_round` says, each the sum of its parts. Versions between the last one committed and this one are seen by nobody, so they are
+        not written.
         """
         stage = self.metrics.stage
         with stage("poll"):
@@ -141,7 +145,7 @@ class Trainer:
             changed: dict[str, list[Numbers]] = {name: [] for name in self.model.tables}
             parent, version = self.version, self.version
             while chosen:
-                size = self._round(chosen[0], version)
+                size = self.settings.trainer.round_updates if waited_for else self._round(chosen[0], version)
                 group, chosen = list(chain.from_iterable(chosen[:size])), chosen[size:]
                 beat()
                 version += 1
@@ -164,14 +168,14 @@ class Trainer:
         return len(kept)
 
     def _read(self, timeout: float) -> list[list[Lesson]]:
-        """The meta-updates that are complete, in order of partition and offset; ``folded`` then is the position after them.
+        """The meta-updates that are complete; ``folded`` then is the position after them.
 
-        All that are in the log, or so many that they are enough for a step: what a broker gives at once is bounded in bytes.
+        All that are in the log when the first of them is read, or so many that they are enough for a step: what a broker gives at once is
+        bounded in bytes. Of each poll they stand in the order of partition and offset.
         """
         complete: list[list[Lesson]] = []
-        deadline, size, ends, self.behind = time.monotonic() + timeout, 0, None, False
-        while records := self._reader.poll(READ_AT_ONCE, max(0.0, deadline - time.monotonic())):
-            ends = ends or {tp: bounds.end for tp, bounds in self.log.bounds(self._updates).items()}
+        deadline, size, ends, wait = time.monotonic() + timeout, 0, dict[TopicPartition, int](), timeout
+        while records := self._reader.poll(READ_AT_ONCE, wait):
             size += sum(len(record.value or b"") for record in records)
             for record in sorted(records, key=lambda record: (record.partition, record.offset)):
                 try:
@@ -190,11 +194,21 @@ class Trainer:
                 if update.completes:
                     complete.append(self._parts.pop(record.partition))
                     self.folded[record.partition] = record.offset + 1
-            # The last place may be the mark of a transaction, which nobody is given.
-            self.behind = any(self._reader.position(tp) < end - 1 for tp, end in ends.items())
-            if not self.behind or len(complete) >= FOLD_UPDATES or size >= FOLD_BYTES:
+            wait = max(0.0, deadline - time.monotonic())
+            if not complete:
+                continue
+            ends = ends or {tp: bounds.end for tp, bounds in self.log.bounds(self._updates).items()}
+            left = self._left(ends)
+            if not left or len(complete) >= FOLD_UPDATES or size >= FOLD_BYTES:
                 break
+            # The last place may be the mark of a transaction, which nobody is given.
+            wait = min(wait, NEXT_SECONDS) if left > 1 else 0.0
+        self.behind = self._left(ends) > 1
         return complete
+
+    def _left(self, ends: Mapping[TopicPartition, int]) -> int:
+        """How many places before these ends were not read yet, in the partition where they are most."""
+        return max((end - self._reader.position(tp) for tp, end in ends.items()), default=0)
 
     def _choose(self, complete: list[list[Lesson]]) -> tuple[list[list[Lesson]], list[tuple[int, int]]]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning.

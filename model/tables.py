@@ -167,7 +167,9 @@ class Table:
         """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
         many, full = self.pending >= self.max_rows, self.known >= self.max_rows
         # In a full table what is looked up has a shared row, which may stay: to forget it would be to make all anew, step after step.
-        if not many and not (full and any(self.home(key) != key for key in map(self.keys.__getitem__, self.provisional.nonzero()[0]))):
+        if not many and not (
+            full and self.pending and any(self.home(key) != key for key in map(self.keys.__getitem__, self.provisional.nonzero()[0]))
+        ):
             return
         keys, values = self.export()
         beside = None if self.beside is None else self.beside[[self.rows[key] for key in keys]]

@@ -98,7 +98,7 @@ class Index:
             self._keys, self._end = repacked(self._keys, self._spans, left)
             self._fill(left)
         while self._end + len(encoded) >= len(self._keys):  # The byte behind an empty key is read too.
-            self._keys = np.concatenate([self._keys, np.empty_like(self._keys)])
+            self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
         while number >= len(self._spans):
             self._spans = np.concatenate([self._spans, np.zeros_like(self._spans)])
         self._keys[self._end : self._end + len(encoded)] = encoded
@@ -205,7 +205,7 @@ def repacked(keys: Bytes, spans: Numbers, left: Numbers) -> tuple[Bytes, int]:
     end = 0
     for number in left:
         end += spans[number, 1] - spans[number, 0]
-    packed = np.empty(2 * end + 1024, np.uint8)
+    packed = np.zeros(2 * end + 1024, np.uint8)
     end = 0
     for number in left:
         start, stop = spans[number]
@@ -232,14 +232,17 @@ def numbers_of(buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, sp
     for place in range(count):
         words[place] = slots[np.int64(wanted[place] & mask)]
     for place in range(count):
-        number = number_in(words[place]) if same_half(words[place], wanted[place]) else 0
-        found[place], at[place, 0], at[place, 1] = number, spans[number, 0], spans[number, 1]
+        found[place] = -1
+        at[place] = 0
+        if same_half(words[place], wanted[place]):
+            number = number_in(words[place])
+            found[place], at[place, 0], at[place, 1] = number, spans[number, 0], spans[number, 1]
     first = np.uint8(0)
     for place in range(count):
         first = max(first, keys[at[place, 0]])
     for place in range(count):
         start, end = texts[place]
-        if same_half(words[place], wanted[place]) and same(buffer, start, end, keys, at[place, 0], at[place, 1]):
+        if found[place] >= 0 and same(buffer, start, end, keys, at[place, 0], at[place, 1]):
             continue
         # Another key's slot, or an empty one. No byte of UTF-8 is 255: it is asked for so that what it depends on is read.
         slot = find(buffer, start, end, wanted[place], keys, spans, slots) if first < 255 else -1
@@ -263,13 +266,13 @@ def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
     slots = 16
     while slots < 2 * len(texts):
         slots *= 2
-    seen, hashes, last = np.full(slots, EMPTY, np.int64), np.zeros(slots, np.uint64), np.zeros(len(texts), np.bool_)
+    seen, hashes, last = np.full(slots, -1, np.int64), np.zeros(slots, np.uint64), np.zeros(len(texts), np.bool_)
     for place in range(len(texts) - 1, -1, -1):
         start, end = texts[place]
         wanted = hashed(buffer, start, end, secret)
         slot, mask = np.int64(wanted & np.uint64(slots - 1)), slots - 1
         known = False
-        while seen[slot] != EMPTY and not known:
+        while seen[slot] >= 0 and not known:
             other = seen[slot]
             known = hashes[slot] == wanted and same(buffer, start, end, buffer, texts[other, 0], texts[other, 1])
             slot = (slot + 1) & mask

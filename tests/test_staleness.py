@@ -17,8 +17,8 @@ from consumers.trainer import Trainer
 from consumers.wire import gradient_from_wire, writes_from_wire
 from model.memory import Memory, Writes
 from model.settings import ModelSettings
-from streaming.codec import decode, encode, texts
-from streaming.events import Update
+from streaming.codec import array, decode, encode, tensor, texts
+from streaming.events import Update, Version
 from streaming.log import Message
 from streaming.scored import read_run
 from tests.small_runs import Stream, fill, run, small
@@ -89,7 +89,8 @@ def test_what_was_made_long_ago_is_folded_in_fewer_and_larger_rounds(
     with System(settings) as system:
         trainer = system.trainer()
         before, phi, rates = trainer.version, numbers(trainer.model.vector), numbers(trainer.optimiser.rates)
-        updates = [stale(settings, before - age) for age in ages]
+        # None like another, so that it shows which were folded together.
+        updates = [scaled(stale(settings, before - age), 1.5**place) for place, age in enumerate(ages)]
         system.log.append([Message("updates", b"0", encode(update), 0) for update in updates])
         assert trainer.step() == len(ages)
         assert trainer.version == before + len(groups)
@@ -100,7 +101,25 @@ def test_what_was_made_long_ago_is_folded_in_fewer_and_larger_rounds(
         np.testing.assert_allclose(numbers(trainer.model.vector), phi, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("updates", "folded"), [(1, 1), (64, 64), (300, 300), (520, 512)])
+def scaled(update: Update, by: float) -> Update:
+    """The update with gradients so many times as large."""
+    tensors = {name: tensor(array(value) * np.float32(by)) for name, value in update.tensors.items()}
+    rows = {name: msgspec.structs.replace(part, values=tensor(array(part.values) * np.float32(by))) for name, part in update.rows.items()}
+    return msgspec.structs.replace(update, tensors=tensors, rows=rows)
+
+
+def test_in_lockstep_each_update_is_a_version_however_many_there_are(tmp_path: Path) -> None:
+    settings = small(tmp_path / "log.db", worker={"micro_batch": 600}, trainer={"meta_update": 4, "snapshot_every": 1000})
+    fill(settings, Stream(600, garbage=0, seed=3).messages)
+    run(settings)
+    with connect(settings) as log:
+        updates = [decode(whole.value, Update, what="update") for whole in joined(read(log, "updates", 0))]
+        versions = [decode(whole.value, Version, what="version") for whole in joined(read(log, "model", 0))]
+    assert len(updates) > 2 * settings.trainer.stale_rounds, "else it would show nothing"
+    assert versions[-1].version == sum(update.completes for update in updates)
+
+
+@pytest.mark.parametrize(("updates", "folded"), [(1, 1), (64, 64), (65, 65), (300, 300), (520, 512)])
 def test_a_step_folds_all_that_is_there_up_to_its_bound(tmp_path: Path, updates: int, folded: int) -> None:
     settings = settings_of(tmp_path / "log.db")
     fill(settings, STREAM.messages[:64])

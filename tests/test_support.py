@@ -15,8 +15,9 @@ from streaming.codec import decode, encode
 from streaming.events import Interaction, Position, Support
 from streaming.log import Record
 from streaming.store.file import Place
+from streaming.store.held import Head, Held, InMemory
 from streaming.store.stored import Stored
-from streaming.support import SupportSets
+from streaming.support import Appended, SupportSets
 from streaming.topics import POSITION_KEY
 from tests.verify.fold import Fold
 from tests.verify.reading import Event
@@ -187,3 +188,21 @@ def test_what_is_on_its_way_counts_as_if_it_were_committed(
         late.commit()
         assert len(late) == len(at_once)
         late.close()
+
+
+def test_a_set_that_is_appended_to_is_encoded_as_one_that_is_decoded() -> None:
+    """A field that the one had and the other not would be lost with the next event."""
+    assert Appended.__struct_fields__ == Support.__struct_fields__
+    assert Appended.__struct_defaults__ == Support.__struct_defaults__
+    support = Support([("i1", 4.0, 1), ("\u00e9", 2.5, 2**40)], ("interactions", 3, 2**33), 70_000, 5, 9)
+    assert encode(decode(encode(support), Appended, what="it")) == encode(support)
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_user_who_comes_back_under_another_ordinal_has_no_other(kind: str, tmp_path: Path) -> None:
+    held: Held = InMemory() if kind == "memory" else Stored(tmp_path / "store", PLACE)
+    for ordinal in (1, 1, 2):
+        value = encode(Support([("i1", 4.0, 1)], ("interactions", 0, 0), 1, ordinal))
+        held.put("u", value, Head(ordinal) if ordinal == 2 else None)
+    assert (held.user_of(1), held.user_of(2)) == (None, "u")
+    held.close()

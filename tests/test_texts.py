@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+import model.texts
 import streaming.codec
 from consumers.histories import history_of, history_of_encoded
 from consumers.wire import rows_from_wire, rows_to_wire
@@ -158,6 +159,26 @@ def test_rows_come_back_from_the_wire_or_are_refused(ids: list[str], data: st.Da
 
 def decoded(value: bytes) -> list[str]:
     return streaming.codec.texts(value, what="ids")
+
+
+def test_nothing_is_read_outside_of_what_an_index_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python runs the loops, where a read past the end is an error; number 0 is gone, and the keys were packed anew since."""
+    index = Index({"x" * 5000: 1, "zero": 0})
+    for key in ("zero", "x" * 5000):
+        index.remove(key)
+    for number in range(40):
+        index.add(f"g{number}", 1)
+        index.remove(f"g{number}")
+    index.add("", 2)
+    assert len(index._keys) < 5000, "else it would show nothing"
+    for name in ("hashed", "same", "same_half", "number_in", "find"):
+        monkeypatch.setattr(f"model.texts.{name}", as_python(getattr(model.texts, name)))
+    asked = texts(["unknown", "zero", "", "g39"])
+    with np.errstate(over="ignore"):
+        found, unknown = as_python(model.texts.numbers_of)(
+            asked.bytes, asked.spans, model.texts.SECRET, index._keys, index._spans, index._slots
+        )
+    assert (found.tolist(), unknown) == ([-1, -1, 2, -1], 3)
 
 
 @given(ROWS)

@@ -126,6 +126,12 @@ def drop_an_update_against_the_rule(patch: Patch) -> None:
     on_call(patch, Trainer, "_choose", 6, choose)
 
 
+def fold_two_at_once(patch: Patch) -> None:
+    step = Trainer.step
+    patch.setattr(Trainer, "_round", lambda *_: 2)
+    patch.setattr(Trainer, "step", lambda trainer, *args, **_: step(trainer, *args))
+
+
 BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a score dropped": ("b", spoil_scores(lambda scores: scores[1:])),
     "a score doubled": ("b", spoil_scores(lambda scores: [*scores, scores[2]])),
@@ -151,6 +157,7 @@ BREAKS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "an update skipped by the trainer": ("c", skip_an_update),
     "an update dropped against the rule": ("c", drop_an_update_against_the_rule),
     "an update folded twice": ("c", fold_an_update_twice),
+    "two meta-updates folded at once": ("c", fold_two_at_once),
     "a version of another parent": ("c", fork_the_versions),
     "a dead letter of another place": ("e", spoil_letters(lambda record, error: (record._replace(offset=record.offset + 1), error))),
     "a dead letter of another reason": ("e", spoil_letters(lambda record, error: (record, Malformed("empty", "no")))),
