@@ -35,26 +35,27 @@ class Task(NamedTuple):
 
 
 class Part(Sequence[T]):
-    """Elements of a list, not copied: texts that lie all over the memory take longest to hold and to let go."""
+    """The elements of a list from ``start`` up to ``stop``, not copied: texts that lie all over the memory take long to hold and let go."""
 
-    __slots__ = ("_of", "_places")
+    __slots__ = ("_of", "_start", "_stop")
 
     def __init__(self, of: Sequence[T], start: int, stop: int) -> None:
         self._of = of
-        self._places = range(start, min(stop, len(of)))
+        self._start = start
+        self._stop = stop
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._stop - self._start
 
     def __iter__(self) -> Iterator[T]:
-        return islice(self._of, self._places.start, self._places.stop)
+        return islice(self._of, self._start, self._stop)
 
     @overload
     def __getitem__(self, place: int) -> T: ...
     @overload
     def __getitem__(self, place: slice) -> list[T]: ...
     def __getitem__(self, place: int | slice) -> T | list[T]:
-        places = self._places[place]
+        places = range(self._start, self._stop)[place]
         return self._of[places] if isinstance(places, int) else [self._of[each] for each in places]
 
 
@@ -69,8 +70,8 @@ def cut(users: Sequence[str], histories: Sequence[History], query: int, generato
             user,
             Part(history.items, 0, at),
             Part(history.ratings, 0, at),
-            Part(history.items, at, at + query),
-            Part(history.ratings, at, at + query),
+            Part(history.items, at, min(at + query, len(history.items))),
+            history.ratings[at : at + query],
             history,
             at,
         )
@@ -166,14 +167,13 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     else:
         rated = [history.rated(items) for history in histories]
         supports = np.concatenate([of[:length] for of, length in zip(rated, lengths.tolist(), strict=True)])
-        apart = [place for place, at in enumerate(begins) if at is None]
-        of_events = by_text([query_items[place] for place in apart], [query_ratings[place] for place in apart], items)
-        found, begun = np.stack(of_events, 1), 0
-        of_queries = []
-        for of, at, count in zip(rated, begins, queries.tolist(), strict=True):
-            of_queries.append(found[begun : begun + count] if at is None else of[at : at + count])
-            begun += count if at is None else 0
-        (places, ratings), (asked_places, asked_ratings) = supports.T.copy(), np.concatenate(of_queries).T.copy()
+        known = [of[at : at + count] for of, at, count in zip(rated, begins, queries.tolist(), strict=True) if at is not None]
+        apart = np.array([at is None for at in begins])
+        of_events = [(query_items[task], query_ratings[task]) for task in apart.nonzero()[0].tolist()]
+        found, of_event = np.empty((queries.sum(), 2)), np.repeat(apart, queries)
+        found[of_event] = np.stack(by_text([keys for keys, _ in of_events], [values for _, values in of_events], items), 1)
+        found[~of_event] = np.concatenate([np.empty((0, 2)), *known])
+        (places, ratings), (asked_places, asked_ratings) = supports.T.copy(), found.T.copy()
     supported, of_query, item_of, distinct, item_ends, starts = number(
         np.concatenate([places, asked_places]).astype(np.int64, copy=False), lengths, queries, sizes, items.cells
     )
