@@ -366,6 +366,7 @@ def test_an_update_folded_twice(settings: Settings, monkeypatch: Patch, *, broke
     score(settings)
     with monkeypatch.context() as patch:
         patch.setattr("consumers.trainer.READ_AT_ONCE", 8)
+        patch.setattr("consumers.trainer.FOLD_UPDATES", 8)
         die_before_the_commit(patch, Death(3))
         with pytest.raises(Killed):
             train(settings)
