@@ -94,12 +94,12 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
         profiles: list[dict[str, Any]] = [
             {"class": dice.sample(GENRES, dice.randint(1, 3)), "release_year": float(dice.randint(1930, 1999))} for _ in range(500)
         ]
-        model = worker.model
-        for item in range(items):
-            model.items.set(f"i{item}", profiles[item % 500])
-        model.item_table.assign([f"id=i{item}" for item in range(items)], 0.1 * torch.randn(items, model.item_table.width))
+        model, names = worker.model, [f"i{item}" for item in range(items)]
+        for item, name in enumerate(names):
+            model.items.set(name, profiles[item % 500])
+        model.item_table.assign([f"id={name}" for name in names], 0.1 * torch.randn(items, model.item_table.width))
         # As in a process that has run for long: it has seen them all.
-        model.items.places([f"i{item}" for item in range(items)])
+        model.items.places(names)
         model.users.places([f"u{user}" for user in range(users)])
         sets = worker.held[0].support
         # A thousand different histories; more would take longer to make up than to measure.

@@ -76,7 +76,6 @@ class Watch(threading.Thread):
 
     def __init__(self, broker: str, data: Path, partitions: int, room: int) -> None:
         super().__init__(daemon=True)
-        topic = "scores"
         # Of all turns alike, and each user rates an item once.
         self._ratings = {(user, item): float(rating) for user, item, rating, _ in lines(data / "ml-100k.inter")}
         self.errors = array("d")
@@ -94,8 +93,8 @@ class Watch(threading.Thread):
                 "auto.offset.reset": "earliest",
             }
         )
-        ends = [self._consumer.get_watermark_offsets(kafka.TopicPartition(topic, p), timeout=10)[1] for p in range(partitions)]
-        self._consumer.assign([kafka.TopicPartition(topic, p, end) for p, end in enumerate(ends)])
+        ends = [self._consumer.get_watermark_offsets(kafka.TopicPartition("scores", p), timeout=10)[1] for p in range(partitions)]
+        self._consumer.assign([kafka.TopicPartition("scores", p, end) for p, end in enumerate(ends)])
 
     def run(self) -> None:
         """Until `done`."""

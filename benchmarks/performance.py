@@ -53,8 +53,8 @@ def counted(run: Run) -> int:
 
 
 def errors(run: Run) -> str:
-    """How far the scores of a run were from the ratings; empty where nobody looked."""
-    return f"{run['mae']:.4f} / {run['rmse']:.4f}" if "mae" in run else ""
+    """How far the scores of a run were from the ratings."""
+    return f"{run['mae']:.4f} / {run['rmse']:.4f}"
 
 
 def throughput(runs: Sequence[Run]) -> str:

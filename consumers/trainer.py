@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from model.memory import Writes
     from model.meta import Gradient
     from model.numbering import Numbers
-    from streaming.log import Log, Message, Topic
+    from streaming.log import Log, Message, Record, Topic
     from streaming.metrics import Metrics
 
 READ_AT_ONCE = 64
@@ -177,23 +177,8 @@ class Trainer:
         deadline, size, ends, wait = time.monotonic() + timeout, 0, dict[TopicPartition, int](), timeout
         while records := self._reader.poll(READ_AT_ONCE, wait):
             size += sum(len(record.value or b"") for record in records)
-            for record in sorted(records, key=lambda record: (record.partition, record.offset)):
-                try:
-                    value = self._joiner.feed(record)
-                except ChunkError as error:
-                    # Only where retention cut into an update: its rest is passed over, and said.
-                    logger.warning("part of an update lost", error=str(error))
-                    continue
-                if value is None:
-                    continue
-                update = decode(value, Update, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
-                gradient = gradient_from_wire(update.events, update.tensors, update.rows)
-                place = record.partition, record.offset + 1
-                parts = self._parts.setdefault(record.partition, [])
-                parts.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes), place, update.completes))
-                if update.completes:
-                    complete.append(self._parts.pop(record.partition))
-                    self.folded[record.partition] = record.offset + 1
+            ordered = sorted(records, key=lambda record: (record.partition, record.offset))
+            complete += filter(None, map(self._take, ordered))
             wait = max(0.0, deadline - time.monotonic())
             if not complete:
                 continue
@@ -205,6 +190,26 @@ class Trainer:
             wait = min(wait, NEXT_SECONDS) if left > 1 else 0.0
         self.behind = self._left(ends) > 1
         return complete
+
+    def _take(self, record: Record) -> list[Lesson] | None:
+        """The parts of the meta-update that a record completes, if it completes one."""
+        try:
+            value = self._joiner.feed(record)
+        except ChunkError as error:
+            # Only where retention cut into an update: its rest is passed over, and said.
+            logger.warning("part of an update lost", error=str(error))
+            return None
+        if value is None:
+            return None
+        update = decode(value, Update, what=f"{record.topic}[{record.partition}] at offset {record.offset}")
+        gradient = gradient_from_wire(update.events, update.tensors, update.rows)
+        place = record.partition, record.offset + 1
+        parts = self._parts.setdefault(record.partition, [])
+        parts.append(Lesson(update.kind, update.version, gradient, writes_from_wire(update.writes), place, update.completes))
+        if not update.completes:
+            return None
+        self.folded[record.partition] = record.offset + 1
+        return self._parts.pop(record.partition)
 
     def _left(self, ends: Mapping[TopicPartition, int]) -> int:
         """How many places before these ends were not read yet, in the partition where they are most."""

@@ -15,11 +15,12 @@ from torch.nn.functional import pad, softplus
 
 from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
-from model.numbering import first_seen, slices
+from model.numbering import distinct, slices
 from model.profiles import Profiles
 from model.settings import Feature, FeatureSchema, ModelSettings
 from model.tables import Table
 from model.tasks import Batch, Padded
+from model.texts import Texts
 
 if TYPE_CHECKING:
     from model.numbering import Floats
@@ -37,9 +38,9 @@ class Leaves(NamedTuple):
     """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches."""
 
     phi: Weights
-    user_keys: list[str]
+    user_keys: Texts
     user_values: Tensor
-    item_keys: list[str]
+    item_keys: Texts
     item_values: Tensor
 
 
@@ -185,10 +186,10 @@ class Mamo:
     def leaves(self, batch: Batch, *, requires_grad: bool) -> tuple[Leaves, Batch]:
         """Copy out what the batch touches, to the model's device; its row numbers then point into the copies."""
 
-        def touched(rows: Tensor, table: Table) -> tuple[list[str], Tensor, Tensor]:
-            unique, inverse = first_seen(rows.numpy())
+        def touched(rows: Tensor, table: Table) -> tuple[Texts, Tensor, Tensor]:
+            unique = distinct(rows.flatten().numpy(), table.cells)
             values = table.values[torch.from_numpy(unique)].to(self.device).requires_grad_(requires_grad)
-            return [table.keys[row] for row in unique.tolist()], values, torch.from_numpy(inverse)
+            return table.texts(unique), values, torch.from_numpy(table.cells[rows.numpy()])
 
         user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
         item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)

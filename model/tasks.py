@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.history import History
+from model.history import NOTHING, History
 from model.numbering import number, packed, slices
 from model.profiles import Profiles
 
@@ -168,11 +168,11 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         rated = [history.rated(items) for history in histories]
         supports = np.concatenate([of[:length] for of, length in zip(rated, lengths.tolist(), strict=True)])
         known = [of[at : at + count] for of, at, count in zip(rated, begins, queries.tolist(), strict=True) if at is not None]
-        apart = np.array([at is None for at in begins])
-        of_events = [(query_items[task], query_ratings[task]) for task in apart.nonzero()[0].tolist()]
-        found, of_event = np.empty((queries.sum(), 2)), np.repeat(apart, queries)
-        found[of_event] = np.stack(by_text([keys for keys, _ in of_events], [values for _, values in of_events], items), 1)
-        found[~of_event] = np.concatenate([np.empty((0, 2)), *known])
+        events = [task for task, at in enumerate(begins) if at is None]
+        of_events = by_text([query_items[task] for task in events], [query_ratings[task] for task in events], items)
+        found, of_event = np.empty((queries.sum(), 2)), np.repeat([at is None for at in begins], queries)
+        found[of_event] = np.stack(of_events, 1)
+        found[~of_event] = np.concatenate([NOTHING, *known])
         (places, ratings), (asked_places, asked_ratings) = supports.T.copy(), found.T.copy()
     supported, of_query, item_of, distinct, item_ends, starts = number(
         np.concatenate([places, asked_places]).astype(np.int64, copy=False), lengths, queries, sizes, items.cells

@@ -97,8 +97,8 @@ class Index:
             left = numbers_in(self._slots)
             self._keys, self._end = repacked(self._keys, self._spans, left)
             self._fill(left)
-        while self._end + len(encoded) >= len(self._keys):  # The byte behind an empty key is read too.
-            self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
+        while self._end + len(encoded) > len(self._keys):
+            self._keys = np.concatenate([self._keys, np.empty_like(self._keys)])
         while number >= len(self._spans):
             self._spans = np.concatenate([self._spans, np.zeros_like(self._spans)])
         self._keys[self._end : self._end + len(encoded)] = encoded
@@ -205,7 +205,7 @@ def repacked(keys: Bytes, spans: Numbers, left: Numbers) -> tuple[Bytes, int]:
     end = 0
     for number in left:
         end += spans[number, 1] - spans[number, 0]
-    packed = np.zeros(2 * end + 1024, np.uint8)
+    packed = np.empty(2 * end + 1024, np.uint8)
     end = 0
     for number in left:
         start, stop = spans[number]
@@ -226,28 +226,22 @@ def numbers_of(buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, sp
     """
     count, mask = len(texts), np.uint64(len(slots) - 1)
     wanted, words = np.empty(count, np.uint64), np.empty(count, np.uint64)
-    found, at, unknown = np.empty(count, np.int64), np.empty((count, 2), np.int64), 0
+    found, at, unknown = np.full(count, -1, np.int64), np.empty((count, 2), np.int64), 0
     for place in range(count):
         wanted[place] = hashed(buffer, texts[place, 0], texts[place, 1], secret)
     for place in range(count):
         words[place] = slots[np.int64(wanted[place] & mask)]
     for place in range(count):
-        found[place] = -1
-        at[place] = 0
         if same_half(words[place], wanted[place]):
-            number = number_in(words[place])
-            found[place], at[place, 0], at[place, 1] = number, spans[number, 0], spans[number, 1]
-    first = np.uint8(0)
-    for place in range(count):
-        first = max(first, keys[at[place, 0]])
+            found[place] = number_in(words[place])
+            at[place] = spans[found[place]]
     for place in range(count):
         start, end = texts[place]
-        if found[place] >= 0 and same(buffer, start, end, keys, at[place, 0], at[place, 1]):
-            continue
-        # Another key's slot, or an empty one. No byte of UTF-8 is 255: it is asked for so that what it depends on is read.
-        slot = find(buffer, start, end, wanted[place], keys, spans, slots) if first < 255 else -1
-        found[place] = number_in(slots[slot]) if slot >= 0 else -1
-        unknown += slot < 0
+        if found[place] < 0 or not same(buffer, start, end, keys, at[place, 0], at[place, 1]):
+            # The slot is another key's, or empty.
+            slot = find(buffer, start, end, wanted[place], keys, spans, slots)
+            found[place] = number_in(slots[slot]) if slot >= 0 else -1
+            unknown += slot < 0
     return found, unknown
 
 

@@ -62,15 +62,10 @@ def decode(value: bytes | None, kind: type[_S], *, what: str) -> _S:
         raise Malformed("empty", f"{what}: no value")
     try:
         record: _S = _decoder(kind).decode(value)
-    except RecursionError:
-        raise Malformed("too-deep", f"{what}: nested without end") from None
-    except UnicodeDecodeError:
-        raise Malformed("invalid-utf8", f"{what}: text that is not UTF-8") from None
-    except msgspec.ValidationError as error:
-        _check_format(_format_of(value), what)
-        raise Malformed("wrong-type", f"{what}: {error}") from None
-    except msgspec.DecodeError as error:
-        raise Malformed("not-decodable", f"{what}: {error}") from None
+    except (RecursionError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        if isinstance(error, msgspec.ValidationError):
+            _check_format(_format_of(value), what)
+        raise _malformed(error, what) from None
     _check_format(getattr(record, "format", FORMAT), what)
     return record
 
@@ -84,12 +79,21 @@ def texts(value: bytes | msgspec.Raw, *, what: str) -> list[str]:
     """The texts of an array of MessagePack's. Raises `Malformed` for anything else."""
     try:
         return _texts.decode(value)
-    except UnicodeDecodeError:
-        raise Malformed("invalid-utf8", f"{what}: text that is not UTF-8") from None
-    except msgspec.ValidationError as error:
-        raise Malformed("wrong-type", f"{what}: {error}") from None
-    except msgspec.DecodeError as error:
-        raise Malformed("not-decodable", f"{what}: {error}") from None
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise _malformed(error, what) from None
+
+
+def _malformed(error: RecursionError | UnicodeDecodeError | msgspec.DecodeError, what: str) -> Malformed:
+    """What an error of the decoder's means."""
+    match error:
+        case RecursionError():
+            return Malformed("too-deep", f"{what}: nested without end")
+        case UnicodeDecodeError():
+            return Malformed("invalid-utf8", f"{what}: text that is not UTF-8")
+        case msgspec.ValidationError():
+            return Malformed("wrong-type", f"{what}: {error}")
+        case _:
+            return Malformed("not-decodable", f"{what}: {error}")
 
 
 def _format_of(value: bytes) -> int | None:

@@ -94,12 +94,8 @@ class SupportSets:
 
     def get(self, user: str) -> Support | None:
         """The user's support set as it stands, staged changes included; None if the user has none."""
-        for layer in (self._staged, self._under_way):
-            if user in layer.users:
-                value = layer.users[user]
-                return decode(encode(value), Support, what="support set") if isinstance(value, Appended) else None
-        encoded = self.held.value(user)
-        return None if encoded is None else decode(encoded, Support, what="support set")
+        value = self._appended(user)
+        return None if value is None else decode(encode(value), Support, what="support set")
 
     def _appended(self, user: str) -> Appended | None:
         """As `get`, with interactions as they are encoded."""

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hypothesis.extra.numpy as arrays
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.history import History
-from model.numbering import distinct, first_seen
+from model.numbering import distinct
 from model.tasks import Part, Task, collate, cut
 from tests.model_cases import small_model
 
 
-@given(arrays.arrays(np.int64, arrays.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=20), elements=st.integers(0, 12)))
-def test_distinct_values_come_in_the_order_in_which_they_are_first_seen(values: np.ndarray) -> None:
-    unique, inverse = first_seen(values)
-    assert unique.tolist() == list(dict.fromkeys(values.ravel().tolist()))
-    assert inverse.shape == values.shape
-    assert (unique[inverse] == values).all()
-
-
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(0, 3))
-def test_the_compiled_loop_finds_the_same_ones_whatever_its_cells_hold(values: list[int], junk: int) -> None:
+def test_distinct_values_come_in_the_order_in_which_they_are_first_seen_whatever_the_cells_hold(values: list[int], junk: int) -> None:
     cells = np.random.default_rng(junk).integers(-50, 50, 13)
     found = distinct(np.array(values, np.int64), cells)
     assert found.tolist() == list(dict.fromkeys(values))
