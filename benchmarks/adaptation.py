@@ -1,8 +1,8 @@
 """Adapting, scoring and differentiating users, and finding the best of a catalogue: each beside what does the same, in one run, by turns.
 
 The plain model is `Mamo.forward` with autograd on the same batch: the same numbers, and what the engines are tested against. For gradient
-steps there are also a loop over users and ``torch.func``, as others write them. Bare is what cannot be avoided, on operands that are at
-hand: the batched products of gradient steps, the products and the solve of the closed form.
+steps there are also a loop over users, as published and as one would write it with care, and ``torch.func``. Bare is what cannot be
+avoided, on operands that are at hand: the batched products of gradient steps, the products and the solve of the closed form.
 Users are made up, of the demo's features, and rate items drawn by a power law; the work does not depend on what they like.
 
     make bench
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import ThreadpoolController
 
-from benchmarks.gradient_peers import bare, by_loop, by_vmap
+from benchmarks.gradient_peers import bare, by_lean_loop, by_loop, by_vmap
 from benchmarks.measuring import in_a_row, machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
@@ -142,12 +142,16 @@ def measure(work: Work, seconds: float) -> dict[str, Any]:
     if work.size and not work.learning:
         of = models["engine"]
         scores = predict(of, batches[0]).score
-        for peer in (by_loop, by_vmap):
+        for peer in (by_loop, by_lean_loop, by_vmap):
             # A unit at the very edge of its activation may fall to either side, and changes that user's scores: few do.
             apart = (peer(of, batches[0]).clamp(1.0, 5.0) - scores).abs() > 1e-4
             if apart.float().mean() >= 0.05:
                 raise RuntimeError(f"{peer.__name__} finds other scores than the engine, so that their times say nothing")
-        ways |= {"loop": lambda: by_loop(of, batches[0]), "vmap": lambda: by_vmap(of, batches[0])}
+        ways |= {
+            "loop": lambda: by_loop(of, batches[0]),
+            "lean loop": lambda: by_lean_loop(of, batches[0]),
+            "vmap": lambda: by_vmap(of, batches[0]),
+        }
         ways["bare"], products = bare(work.users, work.support, work.size, work.steps)
     took = timed(ways, seconds)
     return work._asdict() | {

@@ -1,18 +1,19 @@
 """Gradient steps as others would write them, from the same parameters to the same scores: what the engine is measured beside.
 
-`by_loop` takes one user at a time through autograd, as the published code of MAMO and of MeLU does; `by_vmap` takes all at once through
-`torch.func`. `bare` only multiplies: the batched products that the steps cannot do without, and nothing else.
+`by_loop` takes one user at a time through autograd, as the published code of MAMO and of MeLU does, `by_lean_loop` does so with care, and
+`by_vmap` takes all at once through `torch.func`. `bare` only multiplies: the batched products that the steps cannot do without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, linear, mse_loss
 
 from model.tasks import collate
 
@@ -42,19 +43,23 @@ class Recommender(torch.nn.Module):
         super().__init__()
         self.theta = torch.nn.ParameterDict({name.replace(".", "_"): torch.nn.Parameter(value.clone()) for name, value in theta.items()})
 
+    @torch.no_grad()
+    def begin(self, theta: Theta) -> None:
+        """Start from a user's parameters."""
+        for name, value in theta.items():
+            self.theta[name.replace(".", "_")].copy_(value)
+
     def forward(self, p_u: Tensor, p_i: Tensor) -> Tensor:
-        """Scores (n,) of items p_i (n, d_i) for the user p_u (d_u,)."""
+        """Scores (n,) of items p_i (n, d_i) for the user p_u, (d_u,) or, repeated, (n, d_u)."""
         theta = self.theta
 
         def network(name: str, x: Tensor) -> Tensor:
-            hidden: Tensor = torch.relu(x @ theta[f"{name}_0_weight"] + theta[f"{name}_0_bias"])
-            out: Tensor = hidden @ theta[f"{name}_1_weight"] + theta[f"{name}_1_bias"]
-            return out
+            hidden = torch.relu(linear(x, theta[f"{name}_0_weight"].T, theta[f"{name}_0_bias"]))
+            return linear(hidden, theta[f"{name}_1_weight"].T, theta[f"{name}_1_bias"])
 
         e_u, e_i = network("user", p_u), network("item", p_i)
-        mixed = torch.cat([e_u.expand_as(e_i), e_i], -1) @ theta["mixing"].T
-        score: Tensor = network("rating", mixed)[..., 0]
-        return score
+        mixed = linear(torch.cat([e_u.expand_as(e_i), e_i], -1), theta["mixing"])
+        return network("rating", mixed)[..., 0]
 
 
 def given(model: Mamo, tasks: Sequence[Task]) -> Given:
@@ -77,13 +82,51 @@ def given(model: Mamo, tasks: Sequence[Task]) -> Given:
 
 
 def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
-    """Scores (B, q): each user adapted on its own, by a stochastic gradient descent over a module's parameters."""
+    """Scores (B, q), as published code finds them: one module that takes each user's parameters in turn, and an optimiser for each.
+
+    github.com/dongmanqing/Code-for-MAMO (models.py, utils.py) and github.com/hoyeoplee/MeLU (MeLU.py, embeddings.py) repeat the user's
+    profile beside each interaction, and look profiles up whenever the module is called. For the same arithmetic all of a support is one
+    batch here, steps are plain and not clipped, and no gradient goes on to the rows that profiles are made of.
+    """
     start, scores = given(model, tasks), []
-    for user in range(len(tasks)):
-        own = Recommender({name: value[user] for name, value in start.theta.items()})
-        parameters = list(own.parameters())
+    batch = collate([tasks], model.users, model.items, model.dtype)
+    own = Recommender({name: value[0] for name, value in start.theta.items()})
+
+    def profiles(user: int, items: Tensor) -> list[Tensor]:
+        """The encoded profiles of a user, repeated, and of items: rows and weights of each."""
+        of_user, of_items = batch.user_of[user].repeat(len(items)), batch.item_of[items]
+        return [batch.user_rows[of_user], batch.user_weights[of_user], batch.item_rows[of_items], batch.item_weights[of_items]]
+
+    def score(user_rows: Tensor, user_weights: Tensor, item_rows: Tensor, item_weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            p_u = model.users.embed(user_rows, user_weights, model.user_table.values).flatten(1)
+            p_i = model.items.embed(item_rows, item_weights, model.item_table.values)[..., :-1].flatten(1)
+        found: Tensor = own(p_u, p_i)
+        return found
+
+    for user, (begin, end) in enumerate(pairwise(batch.support.bounds.tolist())):
+        rated, ratings = profiles(user, batch.support.items[begin:end]), batch.support.ratings[begin:end]
+        own.begin({name: value[user] for name, value in start.theta.items()})
+        optimiser = torch.optim.SGD(own.parameters(), lr=model.settings.inner_rate)
         for _ in range(model.settings.inner_steps):
-            loss = (own(start.p_u[user], start.p_i[user]) - start.ratings[user]).square().mean()
+            loss = mse_loss(score(*rated), ratings)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+        with torch.no_grad():
+            scores.append(score(*profiles(user, batch.query_items[user])))
+    return torch.stack(scores)
+
+
+def by_lean_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
+    """The same with care: profiles are looked up once, the user's layers passed once for all interactions, and there is no optimiser."""
+    start, scores = given(model, tasks), []
+    own = Recommender({name: value[0] for name, value in start.theta.items()})
+    parameters = list(own.parameters())
+    for user in range(len(tasks)):
+        own.begin({name: value[user] for name, value in start.theta.items()})
+        for _ in range(model.settings.inner_steps):
+            loss = mse_loss(own(start.p_u[user], start.p_i[user]), start.ratings[user])
             slopes = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 for parameter, slope in zip(parameters, slopes, strict=True):
@@ -103,7 +146,7 @@ def by_vmap(model: Mamo, tasks: Sequence[Task]) -> Tensor:
         return found
 
     def loss(theta: Theta, p_u: Tensor, p_i: Tensor, ratings: Tensor) -> Tensor:
-        return (score(theta, p_u, p_i) - ratings).square().mean()
+        return mse_loss(score(theta, p_u, p_i), ratings)
 
     theta = {f"theta.{name.replace('.', '_')}": value for name, value in start.theta.items()}
     slopes = vmap(grad(loss))

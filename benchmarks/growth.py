@@ -1,8 +1,9 @@
 """What an event costs as users, items and supports grow: whole steps of worker and trainer in lockstep, on an embedded log.
 
 So many users are held, each with a support set, and so many items have a profile and a row in the model version; then events of random
-users about random items are scored, learned from and committed. Support sets are held in memory: what a local store adds is measured in
-`benchmarks.restore`. A case is a process of its own, and the cases of a curve are measured by turns, several times.
+users about random items are scored, learned from and committed. Of a larger catalogue more different items are rated, so that more rows
+learn from each event; along the curve "catalogue" it grows and what is rated does not. Support sets are held in memory: what a local store
+adds is measured in `benchmarks.restore`. A case is a process of its own, and the cases of a curve are measured by turns, several times.
 
     .venv/bin/python -m benchmarks.growth
 """
@@ -47,8 +48,12 @@ BASE = {"users": 10_000, "items": 10_000, "support": 50}
 CURVES = {
     "users": [1_000, 10_000, 100_000, 1_000_000],
     "items": [1_000, 10_000, 100_000, 1_000_000],
+    "catalogue": [1_000, 10_000, 100_000, 1_000_000],
     "support": [10, 25, 50, 100, 200, 400],
 }
+RATED = 1_000
+"""Different items that are rated, whatever the size of the catalogue that they are spread over, along its curve."""
+NAMES = {"items": "items, all of them rated", "catalogue": f"items, {RATED:,} of them rated", "support": "interactions in a support set"}
 GENRES = [f"genre{number}" for number in range(18)]
 CLOCK = 1_700_000_000_000
 
@@ -70,11 +75,15 @@ def settings_of(folder: Path, support: int) -> Settings:
     )
 
 
-def popular(items: int) -> Callable[[int], list[str]]:
-    """Draws so many items, the k-th most popular k times as rarely as the first: what a catalogue of any size is like."""
+def popular(items: int, catalogue: int) -> Callable[[int], list[str]]:
+    """Draws so many of the ``items`` of a catalogue that are rated, the k-th most popular k times as rarely as the first.
+
+    These lie all over the catalogue, as what was added to it over the years does.
+    """
     weights = np.cumsum(1 / np.arange(1, items + 1))
     rng = np.random.default_rng(1)
-    return lambda count: [f"i{item}" for item in np.searchsorted(weights, weights[-1] * rng.random(count)).tolist()]
+    rated = rng.permutation(catalogue)[:items]
+    return lambda count: [f"i{item}" for item in rated[np.searchsorted(weights, weights[-1] * rng.random(count))].tolist()]
 
 
 def event(dice: random.Random, users: int, item: str) -> Message:
@@ -83,9 +92,15 @@ def event(dice: random.Random, users: int, item: str) -> Message:
     return Message("interactions", user.encode(), encode(Interaction(user, item, float(dice.randint(1, 5)), CLOCK)))
 
 
-def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
+def sizes_of(curve: str, size: int) -> dict[str, int]:
+    """The sizes of a case: all items of a catalogue are rated, but along its own curve."""
+    sizes = BASE | ({"items": RATED} if curve == "catalogue" else {}) | {curve: size}
+    return {"catalogue": sizes["items"]} | sizes
+
+
+def case(users: int, items: int, catalogue: int, support: int, events: int) -> dict[str, Any]:
     """Microseconds of the clock and of the processor that an event takes, here and now, how many rows learn from it, the peak of memory."""
-    dice, drawn = random.Random(1), popular(items)
+    dice, drawn = random.Random(1), popular(items, catalogue)
     with tempfile.TemporaryDirectory() as folder, System(settings_of(Path(folder), support)) as system:
         trainer = system.trainer()
         worker = system.worker(trainer.versions)
@@ -94,10 +109,10 @@ def case(users: int, items: int, support: int, events: int) -> dict[str, Any]:
         profiles: list[dict[str, Any]] = [
             {"class": dice.sample(GENRES, dice.randint(1, 3)), "release_year": float(dice.randint(1930, 1999))} for _ in range(500)
         ]
-        model, names = worker.model, [f"i{item}" for item in range(items)]
+        model, names = worker.model, [f"i{item}" for item in range(catalogue)]
         for item, name in enumerate(names):
             model.items.set(name, profiles[item % 500])
-        model.item_table.assign([f"id={name}" for name in names], 0.1 * torch.randn(items, model.item_table.width))
+        model.item_table.assign([f"id={name}" for name in names], 0.1 * torch.randn(catalogue, model.item_table.width))
         # As in a process that has run for long: it has seen them all.
         model.items.places(names)
         model.users.places([f"u{user}" for user in range(users)])
@@ -144,13 +159,13 @@ def apart(size: dict[str, int], events: int) -> dict[str, Any]:
 
 def plot(runs: list[dict[str, Any]]) -> Figure:
     """Microseconds an event along each curve."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
     for axes, (curve, sizes) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         found = {size: [run["processor_us"] for run in runs if run["curve"] == curve and run["size"] == size] for size in sizes}
         found = {size: each for size, each in found.items() if each}
         axes.plot(list(found), [statistics.median(each) for each in found.values()], marker="o", color="#2a6f97")
         axes.fill_between(list(found), list(map(min, found.values())), list(map(max, found.values())), alpha=0.25, color="#2a6f97")
-        axes.set(xlabel={"support": "interactions in a support set"}.get(curve, curve), ylim=(0, None))
+        axes.set(xlabel=NAMES.get(curve, curve), ylim=(0, None))
         if curve != "support":
             axes.set_xscale("log")
     figure.axes[0].set_ylabel("µs of processor an event")
@@ -170,7 +185,7 @@ def main(
         return
     cases = [(curve, size) for curve, sizes in CURVES.items() for size in sizes]
     runs: list[dict[str, Any]] = [
-        {"curve": curve, "size": size} | BASE | {curve: size} | apart(BASE | {curve: size}, events)
+        {"curve": curve, "size": size} | sizes_of(curve, size) | apart(sizes_of(curve, size), events)
         for curve, size in track([each for _ in range(repetitions) for each in cases], "growth", console=console)
     ]
     table = Table(

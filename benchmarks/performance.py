@@ -104,7 +104,7 @@ def adaptation(runs: Sequence[Run]) -> str:
 
     Then the same of the engine and of the plain model called in a row.
     """
-    peers = ("plain", "loop", "vmap", "bare")
+    peers = ("plain", "loop", "lean loop", "vmap", "bare")
 
     def cells(run: Run) -> list[str]:
         beside = (f"{run['ratios'][name]:.2f}" if name in run["ratios"] else "" for name in peers)
@@ -114,7 +114,19 @@ def adaptation(runs: Sequence[Run]) -> str:
         warm = [f"{row['engine']:,.0f}", f"{row['engine'] / row['plain']:.2f}"]
         return [run["name"], str(run["threads"]), f"{run['users_per_second']['engine']:,.0f}", spread, *beside, *warm]
 
-    heads = ["", "threads", "engine users/s", "its deciles", "plain", "loop", "vmap(grad)", "bare", "engine in a row", "plain in a row"]
+    heads = [
+        "",
+        "threads",
+        "engine users/s",
+        "its deciles",
+        "plain",
+        "loop",
+        "lean loop",
+        "vmap(grad)",
+        "bare",
+        "engine in a row",
+        "plain in a row",
+    ]
     return table(heads, map(cells, runs))
 
 
