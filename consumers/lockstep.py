@@ -54,7 +54,7 @@ def run(
     worker = system.worker(trainer.versions)
     topic = system.topics["interactions"]
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
-    trainer.catch_up()
+    trainer.catch_up(system.health.beat)
     worker.tables.assign(range(topic.partitions))
     worker.tables.advance(system.health.beat)
     reader = system.log.reader()
@@ -94,7 +94,7 @@ def run(
                 if journal is not None:
                     journal.step(tp.partition, records[0].offset, records[-1].offset + 1, len(records))
                 report = worker.step(tp.partition, records, system.settings.group_id)
-                trainer.catch_up()
+                trainer.catch_up(system.health.beat)
                 system.health.committed()
                 system.health.beat()
                 steps += 1

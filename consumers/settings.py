@@ -143,7 +143,13 @@ class TrainerSettings(Section):
 
     meta_update: int = setting(16, "Events whose query gradients make one update (Eq. 12).", "events", ge=1, le=65_536)
     round_updates: int = setting(1, "Updates folded into one version.", "updates", ge=1, le=65_536)
-    snapshot_every: int = setting(500, "Versions between two snapshots.", "versions", ge=1, le=1_000_000)
+    snapshot_every: int = setting(
+        500,
+        "Versions between two snapshots; fewer where they fill a quarter of topics.model_bytes, which must always hold all since the last.",
+        "versions",
+        ge=1,
+        le=1_000_000,
+    )
     stale_rounds: int = setting(
         64,
         "Versions that updates made at one version may lead to, one by one: an update made s versions ago is folded in one version with "

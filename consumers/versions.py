@@ -52,6 +52,8 @@ class Versions:
         """Version of the snapshot that this started from."""
         self.slot: int | None = None
         """Where that snapshot is, None without one."""
+        self.since_snapshot = 0
+        """Bytes of ``model`` that a start would read behind it."""
         self._model = TopicPartition(topics["model"], 0)
         self._joiner = Joiner()
         self._beat = beat
@@ -86,6 +88,7 @@ class Versions:
         return self.version != before
 
     def _feed(self, record: Record) -> None:
+        self.since_snapshot += len(record.value or b"")
         try:
             value = self._joiner.feed(record)
         except ChunkError:
@@ -124,12 +127,16 @@ class Versions:
 def take(version: Version, digest: str, model: Mamo, optimiser: Optimiser | None, *, whole: bool) -> None:
     """Set the values of a version. Raises `OtherSettings` unless it was made with the settings of this ``digest``."""
     if version.settings != digest:
-        msg = (
-            f"model version {version.version} was made with other settings (digest {version.settings[:12]}, here {digest[:12]}): "
-            "model, schema, rating or seed differ; go back to those settings, or use another topic_prefix or log"
-        )
-        raise OtherSettings(msg)
+        raise other_settings(f"model version {version.version}", version.settings, digest)
     checkpoint.load(state_from_wire(version.tensors, version.rows), model, optimiser, whole=whole)
+
+
+def other_settings(what: str, digest: str, here: str) -> OtherSettings:
+    """The error that something was made with the settings of another digest than the one here."""
+    return OtherSettings(
+        f"{what} was made with other settings (digest {digest[:12]}, here {here[:12]}): "
+        "model, schema, rating or seed differ; go back to those settings, or use another topic_prefix or log"
+    )
 
 
 def version_messages(topic: Topic, version: Version) -> list[Message]:

@@ -326,7 +326,8 @@ class Worker:
         writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
         for group, gradient in learned.lessons:
             tensors, rows = gradient_to_wire(gradient)
-            update = Update(group.kind, source, self.versions.version, gradient.queries, tensors, rows, writes, plan, group.completes)
+            made = self.versions.version, gradient.queries, tensors, rows, writes, plan, group.completes, self.versions.digest
+            update = Update(group.kind, source, *made)
             writes = {}
             key = b"%d" % number
             messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]

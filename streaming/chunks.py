@@ -103,6 +103,10 @@ class Joiner:
             raise ChunkError(f"{where}: the joined value of {len(unfinished.data)} bytes is damaged")
         return bytes(unfinished.data)
 
+    def forget(self, topic: str, partition: int) -> None:
+        """Drop what has come of a value of this partition: its rest will not come, or nobody wants it."""
+        self._open.pop((topic, partition), None)
+
     def _header(self, value: bytes, where: str) -> _Header:
         if len(value) < HEADER_BYTES:
             raise ChunkError(f"{where}: a chunk of {len(value)} bytes is shorter than its header")

@@ -190,7 +190,8 @@ class Update(msgspec.Struct, frozen=True):
     topic, partition, first offset, offset after the last.
 
     A small step teaches a part of a meta-update: the update that ``completes`` it is the one that its partition's next
-    ``trainer.meta_update`` th offset fell to, and the trainer folds the parts with it, as one.
+    ``trainer.meta_update`` th offset fell to, and the trainer folds the parts with it, as one. ``settings`` is the digest of the settings
+    that it was made with, as a version has it; empty in those of before there was one.
     """
 
     kind: Literal["query", "rehearsal"]
@@ -202,6 +203,7 @@ class Update(msgspec.Struct, frozen=True):
     writes: dict[str, Tensor] = {}
     tables: dict[str, int] = {}
     completes: bool = True
+    settings: str = ""
     format: int = FORMAT
 
 
@@ -215,7 +217,8 @@ class Version(msgspec.Struct, frozen=True):
 
     A version that goes back, or was imported, stands in ``model`` with every value and names the version that it ``replaces``, the last
     one before it. Its parent is the version it goes back to, None if it was imported. ``skipped`` are the updates folded by then that are
-    not in its values, as partition, first offset, offset after the last.
+    not in its values, as partition, first offset, offset after the last; in any other version, those that retention removed before they
+    were folded.
     """
 
     version: int

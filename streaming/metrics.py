@@ -202,6 +202,9 @@ class Metrics:
         self.dropped = self._counter(
             "updates_dropped_total", "Updates not folded: older than trainer.max_staleness, or with a value that is not finite."
         )
+        self.lost = self._counter(
+            "updates_lost_total", "Offsets of updates that retention removed before they were folded: topics.updates_bytes is too small."
+        )
         self.weighted = self._counter("updates_weighted_total", "Updates folded at less than full weight, by trainer.staleness_half_life.")
         self._requests = self._counter("requests_total", "Requests answered.")
         self._histories = self._counter(

@@ -73,10 +73,10 @@ def test_versions_that_come_late_and_profiles_that_come_between_steps(tmp_path: 
     fill(settings, stream.messages)
     folds, steps, fold = [0], [0], Trainer.catch_up
 
-    def late(trainer: Trainer) -> None:
+    def late(trainer: Trainer, beat: Callable[[], object]) -> None:
         folds[0] += 1
         if folds[0] % 4 == 1:
-            fold(trainer)
+            fold(trainer, beat)
 
     monkeypatch.setattr(Trainer, "catch_up", late)
 

@@ -99,15 +99,15 @@ def name_another_version(patch: Patch) -> None:
 
 
 def skip_an_update(patch: Patch) -> None:
-    on_call(patch, Trainer, "_read", 6, lambda original, trainer, timeout: original(trainer, timeout)[1:])
+    on_call(patch, Trainer, "_read_until", 6, lambda original, trainer, *how: original(trainer, *how)[1:])
 
 
 def fold_an_update_twice(patch: Patch) -> None:
-    def twice(original: Callable[..., list[Any]], trainer: Trainer, timeout: float) -> list[Any]:
-        lessons = original(trainer, timeout)
+    def twice(original: Callable[..., list[Any]], trainer: Trainer, *how: Any) -> list[Any]:  # noqa: ANN401
+        lessons = original(trainer, *how)
         return [lessons[0], *lessons]
 
-    on_call(patch, Trainer, "_read", 6, twice)
+    on_call(patch, Trainer, "_read_until", 6, twice)
 
 
 def fork_the_versions(patch: Patch) -> None:
@@ -289,7 +289,8 @@ def test_it_finds_updates_folded_again_after_a_restart(settings: Settings, monke
     run(settings)
     assert findings(settings) == []
     fill(settings, STREAM.messages[80:])
-    monkeypatch.setattr(Trainer, "_start", lambda trainer, tp, first_kept: first_kept)
+    begin = Trainer._begin
+    monkeypatch.setattr(Trainer, "_begin", lambda trainer, positions: begin(trainer, dict.fromkeys(positions, 0)))
     run(settings)
     assert {finding.promise for finding in findings(settings)} == {"c"}
 
