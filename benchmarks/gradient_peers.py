@@ -64,7 +64,7 @@ class Recommender(torch.nn.Module):
 
 def given(model: Mamo, tasks: Sequence[Task]) -> Given:
     """Look everything up, as the engine does; supports are of one length."""
-    batch = collate([tasks], model.users, model.items, model.dtype)
+    batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
     p_u = model.users.embed(batch.user_rows, batch.user_weights, model.user_table.values).flatten(1)
     p_i = model.items.embed(batch.item_rows, batch.item_weights, model.item_table.values)[..., :-1].flatten(1)
     attention = model.memory.attention(p_u, model.settings.temperature, centred=model.settings.centred)
@@ -89,7 +89,7 @@ def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
     batch here, steps are plain and not clipped, and no gradient goes on to the rows that profiles are made of.
     """
     start, scores = given(model, tasks), []
-    batch = collate([tasks], model.users, model.items, model.dtype)
+    batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
     own = Recommender({name: value[0] for name, value in start.theta.items()})
 
     def profiles(user: int, items: Tensor) -> list[Tensor]:

@@ -84,8 +84,9 @@ def train(model: Mamo, parts: Split, protocol: Protocol, *, epochs: int, batch: 
             if not gradient.finite():
                 raise Diverged(epoch + 1)
             optimiser.step(gradient, writing.composed())
-            off = (adapted.scores.score - adapted.batch.query_ratings).abs() * adapted.batch.query_mask
-            error, queries = error + float(off.sum()), queries + gradient.queries
+            rows = zip(adapted.scores.score.tolist(), tasks, strict=True)
+            error += sum(abs(score - rating) for row, task in rows for score, rating in zip(row, task.query_ratings, strict=False))
+            queries += gradient.queries
         yield error / queries
 
 

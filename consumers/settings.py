@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from consumers.threads import allowed_cores
-from model.settings import FeatureSchema, ModelSettings
+from model.settings import RATINGS, FeatureSchema, ModelSettings
 
 if TYPE_CHECKING:
     from streaming.validation import Limits
@@ -350,4 +350,8 @@ class Settings(Section):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that `digest` is of, nested, as JSON has them."""
-        return self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
+        found = self.model_dump(mode="json", by_alias=True, include={"model", "feature_schema", "rating", "seed"})
+        # Models of other scales that were made before ratings were brought to this one hold other values.
+        if (self.rating.minimum, self.rating.maximum) != RATINGS:
+            found["rating"]["brought_to"] = list(RATINGS)
+        return found

@@ -14,6 +14,7 @@ from model.meta import Gradient, RowGradients
 from model.packing import texts_of
 from model.texts import Texts
 from streaming import codec
+from streaming.errors import Malformed
 from streaming.events import Rows, Tensor
 
 
@@ -39,7 +40,7 @@ def rows_to_wire(rows: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> dict
 def rows_from_wire(rows: Mapping[str, Rows]) -> dict[str, tuple[Sequence[str], torch.Tensor]]:
     """Rows by table: their ids, of which no texts are made as long as nobody asks for them, and values.
 
-    Raises `Malformed` where ids are no texts, or the values no tensor.
+    Raises `Malformed` where ids are no texts, or the values no tensor with a row for each.
     """
     found = dict[str, tuple[Sequence[str], torch.Tensor]]()
     for name, part in rows.items():
@@ -47,7 +48,10 @@ def rows_from_wire(rows: Mapping[str, Rows]) -> dict[str, tuple[Sequence[str], t
         spans, end = texts_of(np.frombuffer(packed, np.uint8), 0)
         # What is not ASCII, or too much to be a step's, is for the decoder.
         keys = Texts(packed, spans) if end == len(packed) else codec.texts(part.ids, what=f"ids of rows of {name}")
-        found[name] = keys, from_wire(part.values)
+        values = from_wire(part.values)
+        if values.ndim != 2 or len(values) != len(keys):
+            raise Malformed("wrong-type", f"rows of {name}: {len(keys)} ids, but values of shape {tuple(values.shape)}")
+        found[name] = keys, values
     return found
 
 

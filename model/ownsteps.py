@@ -184,6 +184,7 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
 def room_for(layers: Layers, given: Given, n: int) -> Room:
     """Room for tasks with ``n`` interactions in support or query at the most."""
     (count, d, _), d_i, q, dtype = layers.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
+    support = max(1, int(np.diff(given.starts).max()))
     users, items = len(layers.user) + 1, len(layers.item) + 1
     shapes = {
         "own": (BLOCK, layers.blended.shape[1]),
@@ -205,7 +206,7 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "asked_p_i": (q, d_i),
         "asked": (items, q, d),
         "at_asked": (items, q, d),
-        "alike": (2, n * max(n, q)),
+        "alike": (2, support * max(support, q)),
         "product": (d, d),
         "turned": (2, d * n),
     }

@@ -9,6 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RATINGS = 1.0, 5.0
+"""The scale that the model works on, whatever the ratings' own: its noise, rates and memories are in points of this one."""
+
 
 class Feature(BaseModel):
     """One feature of a profile.
@@ -19,7 +22,7 @@ class Feature(BaseModel):
     bin it falls into: bin k holds the numbers from bins[k-1] up to but not including bins[k].
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["id", "categorical", "multivalued", "numeric"]
     mean: float = Field(default=0.0, description="of numeric: the number that counts as 0")
@@ -68,13 +71,17 @@ class FeatureSchema(BaseModel):
         if not self.item:
             msg = "at least one item feature is needed"
             raise ValueError(msg)
+        for name in (*self.user, *self.item):
+            if not name or "=" in name:
+                msg = f'a feature may not be named "{name}": the rows of its values are named NAME=VALUE'
+                raise ValueError(msg)
         return self
 
 
 class ModelSettings(BaseModel):
     """The model's settings. Symbols are those of MAMO (KDD 2020); every default is that of the preset ``default``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Sizes
     embedding_size: int = Field(default=12, ge=1, le=1024, description="d_e, width of user and item embeddings [numbers]")
@@ -116,9 +123,14 @@ class ModelSettings(BaseModel):
     order: Literal["first", "second"] = Field(default="first", description="whether meta-gradients pass through the inner gradient steps")
 
     # Local adaptation in closed form
-    rating_sd: float = Field(default=0.9, gt=0, le=100, description="standard deviation of a rating's noise at the start [rating points]")
+    rating_sd: float = Field(
+        default=0.9,
+        gt=0,
+        le=100,
+        description="standard deviation of a rating's noise at the start, on a scale of 1 to 5, which every other is brought to [points]",
+    )
     prior_precision: float = Field(
-        default=4.0, gt=0, description="precision of each weight of the last layer at the start, learned from there"
+        default=4.0, gt=0, le=1_000_000, description="precision of each weight of the last layer at the start, learned from there"
     )
     recency: float = Field(
         default=0.3,

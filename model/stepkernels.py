@@ -109,7 +109,7 @@ class Room(NamedTuple):
     asked_p_i: Floats  # (q, d_i), and so for the query
     asked: Floats
     at_asked: Floats
-    alike: Floats  # (2, n max(n, q)), x x' + 1 of the support with itself, and of the query with it
+    alike: Floats  # (2, s max(s, q)), of the longest support s, x x' + 1 of the support with itself, and of the query with it
     product: Floats  # (d_e, d_e)
     turned: Floats  # (2, d_e n)
 

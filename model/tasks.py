@@ -13,6 +13,7 @@ from torch import Tensor
 from model.history import NOTHING, History
 from model.numbering import number, packed, slices
 from model.profiles import Profiles
+from model.settings import RATINGS
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ class Padded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B tasks in G groups; q is the longest query. Padding of queries has mask 0, item 0 and rating 0.
+    """B tasks in G groups; q is the longest query. Padding of queries has mask 0, item 0 and rating 0. Ratings are on that of `RATINGS`.
 
     Users and items are numbered within their group, group after group, so that what a group teaches can be told apart: U users and J
     items in all. Of these items I are different: ``item_of`` points into ``item_rows`` and ``item_weights``, of shape (I, slots).
@@ -143,8 +144,8 @@ class Batch(NamedTuple):
         return self._replace(support=support, **moved(self._asdict()))
 
 
-def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, dtype: torch.dtype) -> Batch:
-    """Make one batch of groups of tasks, none of them empty."""
+def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, scale: tuple[float, float], dtype: torch.dtype) -> Batch:
+    """Make one batch of groups of tasks, none of them empty. Ratings, given on ``scale``, are brought to that of `RATINGS`."""
     users.begin()
     items.begin()
     # Column by column, so that what is done for each task is done by what is compiled.
@@ -177,6 +178,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     supported, of_query, item_of, distinct, item_ends, starts = number(
         np.concatenate([places, asked_places]).astype(np.int64, copy=False), lengths, queries, sizes, items.cells
     )
+    ratings, asked_ratings = brought(ratings, scale), brought(asked_ratings, scale)
     item_rows, item_weights = items.encoded(distinct)
     query_mask = np.arange(max(1, queries.max())) < queries[:, None]
 
@@ -201,6 +203,14 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         users_of=slices(user_ends),
         items_of=slices(item_ends.tolist()),
     )
+
+
+def brought(ratings: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Ratings (n,) on a scale as they are on that of `RATINGS`."""
+    if scale == RATINGS:
+        return ratings
+    (low, high), (least, most) = scale, RATINGS
+    return least + (ratings - low) * ((most - least) / (high - low))
 
 
 def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> tuple[np.ndarray, np.ndarray]:

@@ -107,7 +107,7 @@ def small_model(
     model.set_vector(moved(model.vector, 0.2))
     for name in ("profile", "gradient", "mixing", "weights", "centre"):
         setattr(model.memory, name, moved(getattr(model.memory, name), 0.2))
-    collate([TASKS], model.users, model.items, dtype)
+    collate([TASKS], model.users, model.items, model.scale, dtype)
     for table in model.tables.values():
         table.admit(list(table.keys))
         table.values = moved(table.values, 0.3)

@@ -70,7 +70,19 @@ def test_a_number_may_be_written_in_several_ways(value: Any) -> None:  # noqa: A
     assert encode("age", AGE, value, "") == [("age#", 0.0), ("age#1", 1.0)]
 
 
-@pytest.mark.parametrize(("value", "key"), [("", "job="), ("a=b#?", "job=a=b#?"), (7, "job=7"), (7.0, "job=7"), (0.5, "job=0.5")])
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("", "job="),
+        ("a=b#?", "job=a=b#?"),
+        (7, "job=7"),
+        (7.0, "job=7"),
+        (0.5, "job=0.5"),
+        (1e16, "job=10000000000000000"),
+        (-0.0, "job=0"),
+        (1e300, "job=1e+300"),
+    ],
+)
 def test_a_category_is_whatever_stands_there(value: Any, key: str) -> None:  # noqa: ANN401
     assert encode("job", JOB, value, "") == [(key, 1.0)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -78,14 +79,47 @@ def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: in
         for k in range(3):
             second, value = moments[row, k] * b2**waited, values[row, k]
             if moments[row, 3]:
-                pull = min(rate * decay * waited / (math.sqrt(second / unbiased) + 1e-8), 1.0) * abs(value)
-                value -= math.copysign(min(pull, rate * waited), value)
+                steps = (1 - math.sqrt(b2) ** waited) / (1 - math.sqrt(b2))
+                p = rate * decay * steps / (math.sqrt(second / unbiased) + 1e-8) / 2
+                shrunk = abs(value) / (1 + p + p**2 / 2 + p**3 / 6 + p**4 / 24) ** 2
+                value = math.copysign(max(shrunk, abs(value) - rate * waited), value)
             second += (1 - b2) * slope[k] ** 2
             expected[row, k], after[row, k] = value - rate * slope[k] / (math.sqrt(second / unbiased) + 1e-8), second
         after[row, 3] = count % CLOCK
     adam.follow_rows(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     np.testing.assert_allclose(moments, after, rtol=1e-12)
+
+
+@pytest.mark.parametrize("second", [1e-5, 1e-3, 1e-2])
+@pytest.mark.parametrize("idle", [1, 30, 1000, 3000])
+def test_a_row_that_waited_is_where_adam_on_the_whole_table_has_it(second: float, idle: int) -> None:
+    """Adam with L2 decay in the gradient, as torch has it, without momentum: once a row was touched, the table takes so many more steps."""
+    rate, decay, b2, before = 0.002, 0.006, 0.999, 5000
+    row = torch.nn.Parameter(torch.tensor([0.05, -0.5], dtype=torch.float64))
+    whole = torch.optim.Adam([row], lr=rate, betas=(0.0, b2), weight_decay=decay)
+    moment = torch.full((2,), second, dtype=torch.float64)
+    whole.state[row] = {"step": torch.tensor(float(before)), "exp_avg": torch.zeros(2).double(), "exp_avg_sq": moment.clone()}
+    values, moments = row.detach().numpy().copy()[None], np.array([[second, second, before]])
+    for _ in range(idle):
+        row.grad = torch.zeros(2, dtype=torch.float64)
+        whole.step()
+    adam.follow_rows(values, moments, np.array([0]), np.zeros((1, 2)), 1.0, rate, decay, b2, before + idle, CLOCK)
+    # The decay is itself part of torch's second moment, which keeps it from vanishing.
+    np.testing.assert_allclose(values[0], row.detach().numpy(), rtol=0.03, atol=0.003)
+
+
+def test_to_wait_often_is_to_wait_once() -> None:
+    once, often = ((np.array([[0.5, -0.05]]), np.array([[1e-3, 1e-5, 5000.0]])) for _ in range(2))
+
+    def wait(values: npt.NDArray[np.float64], moments: npt.NDArray[np.float64], until: int) -> None:
+        adam.follow_rows(values, moments, np.array([0]), np.zeros((1, 2)), 1.0, 0.002, 0.006, 0.999, until, CLOCK)
+
+    wait(*once, 7000)
+    for until in range(5100, 7100, 100):
+        wait(*often, until)
+    np.testing.assert_allclose(once[0], often[0], rtol=0.01, atol=0.001)
+    np.testing.assert_allclose(once[1], often[1], rtol=1e-9)
 
 
 def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

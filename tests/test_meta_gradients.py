@@ -54,7 +54,7 @@ def attention_held(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mamo], None]:
 
 def differences(at: Mamo, eps: float = 1e-5) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Central differences of the query loss at all of phi, and at every row of the embedding tables that the tasks touch."""
-    leaves, batch = at.leaves(collate([TASKS], at.users, at.items, at.dtype), requires_grad=False)
+    leaves, batch = at.leaves(collate([TASKS], at.users, at.items, at.scale, at.dtype), requires_grad=False)
     if at.settings.inner_steps:
         leaves = leaves._replace(phi={name: value.requires_grad_() for name, value in leaves.phi.items()})
 

@@ -38,8 +38,10 @@ def test_a_batch_is_the_same_whether_its_items_are_looked_up_or_stand_in_histori
         Task(f"e{number}", of.items, of.ratings, [data.draw(st.sampled_from("abxyz"))], [2.0], of) for number, of in enumerate(histories)
     ]
     groups = data.draw(st.sampled_from([[rehearsed], [events], [events, rehearsed], [rehearsed, events, rehearsed]]))
-    found = collate(groups, model.users, model.items, torch.float64)
-    expected = collate([[task._replace(history=None) for task in group] for group in groups], model.users, model.items, torch.float64)
+    found = collate(groups, model.users, model.items, model.scale, torch.float64)
+    expected = collate(
+        [[task._replace(history=None) for task in group] for group in groups], model.users, model.items, model.scale, torch.float64
+    )
     for name, value in expected._asdict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(getattr(found, name), value), name

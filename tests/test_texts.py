@@ -157,6 +157,14 @@ def test_rows_come_back_from_the_wire_or_are_refused(ids: list[str], data: st.Da
     assert found == expected
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (1, 2), (0, 2), (3,), (4, 2), (3, 2, 1)])
+def test_rows_without_a_value_for_each_id_are_refused(shape: tuple[int, ...]) -> None:
+    """One row for three ids would be given to all of them."""
+    wire = rows_to_wire({"item": (["a", "b", "c"], torch.zeros(shape))})
+    with pytest.raises(Malformed, match="3 ids"):
+        rows_from_wire(wire)
+
+
 def decoded(value: bytes) -> list[str]:
     return streaming.codec.texts(value, what="ids")
 
