@@ -63,6 +63,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (NotADirectoryError, Exit.DATA),
     (IsADirectoryError, Exit.DATA),
     (PermissionError, Exit.DATA),
+    (OSError, Exit.DATA),
     (KeyboardInterrupt, Exit.INTERRUPTED),
 )
 """The first that fits counts, so the special ones stand before their bases."""

@@ -21,6 +21,11 @@ class Effective(NamedTuple):
     origin: Origin
 
     @property
+    def unchanged(self) -> bool:
+        """Whether it is the default, be it that somebody wrote it down."""
+        return self.origin.source == "default" or json.dumps(self.value) == json.dumps(self.entry.default, default=str)
+
+    @property
     def shown(self) -> str:
         """The value as a person writes it."""
         return toml(self.value)
@@ -45,7 +50,7 @@ def effective(loaded: Loaded) -> list[Effective]:
 
 
 def select(rows: Iterable[Effective], names: Iterable[str], *, changed: bool = False) -> list[Effective]:
-    """The rows of these settings or sections (none named: all), if ``changed`` only those that no default gave.
+    """The rows of these settings or sections (none named: all), if ``changed`` only those whose value is not the default.
 
     Raises `SettingsError` for a name that is neither a setting nor a section.
     """
@@ -63,7 +68,7 @@ def select(rows: Iterable[Effective], names: Iterable[str], *, changed: bool = F
         row
         for row in rows
         if (not wanted or any(row.entry.name == name or row.entry.name.startswith(f"{name}.") for name in wanted))
-        and not (changed and row.origin.source == "default")
+        and not (changed and row.unchanged)
     ]
 
 

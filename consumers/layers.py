@@ -184,7 +184,7 @@ def _from_file(config: Path | None, directory: Path, known: Mapping[str, Entry],
             text = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         if config is not None:
-            problems.append(f"{path}: no such settings file (flag --config)")
+            problems.append(f"{path}: no such settings file (flag --config, or {CONFIG_VARIABLE})")
         return
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import structlog
 from consumers.logs import masked_text
 from streaming.brokers import open_log
 from streaming.deadletters import LETTER_BYTES
-from streaming.errors import LogUnavailable
+from streaming.errors import LogUnavailable, TopicMismatch
 from streaming.readonly import ReadOnlyLog
 from streaming.topics import topics
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from streaming.health import Health
     from streaming.log import Log, Topic
     from streaming.metrics import Metrics
+
+
+def require_partitions(log: Log, wanted: Iterable[Topic]) -> None:
+    """Raise `TopicMismatch` where a topic has another number of partitions than wanted: its records would be looked for elsewhere."""
+    there = log.topics()
+    for topic in wanted:
+        if topic.name in there and there[topic.name].partitions != topic.partitions:
+            raise TopicMismatch.between(topic.name, there[topic.name][1:3], topic[1:3])
 
 
 INTERACTION_BYTES = 32
@@ -48,7 +56,8 @@ def _open(settings: Settings, *, create: bool, read_only: bool) -> Log:
 
         return kafka.connect(settings)
     path = Path(place)
-    if not create and not path.exists():
+    new = not path.exists()
+    if not create and new:
         raise LogUnavailable(f"broker = {settings.broker}: there is no log; `coldstream topics create` makes one")
     if read_only:
         return open_log(settings.broker, read_only=True)
@@ -56,7 +65,10 @@ def _open(settings: Settings, *, create: bool, read_only: bool) -> Log:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LogUnavailable(f"broker = {settings.broker}: the folder {path.parent} cannot be made ({error.strerror})") from error
-    return open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
+    log = open_log(settings.broker, durability=settings.log.durability, session_timeout_ms=settings.log.session_timeout_ms)
+    if new:  # Whoever misspelt a path is told.
+        structlog.get_logger("coldstream").info("a new log was made", path=place)
+    return log
 
 
 @contextlib.contextmanager

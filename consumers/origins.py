@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class Item(NamedTuple):
     """An entry: the record that it is or that a dead letter of it names, its event time where it is known.
 
-    ``error`` says why it cannot be sent, None where it can. ``end`` is the byte offset after it, in a file.
+    ``error`` says why it cannot be sent, None where it can. ``end`` is the byte offset after it, in a file, and ``length`` the size of
+    a line of which the record holds only the beginning.
     """
 
     record: Record
     timestamp: int | None
     error: Malformed | None
     end: int = 0
+    length: int = 0
 
 
 class Origin(Protocol):
@@ -102,7 +104,7 @@ class FileOrigin:
         entries = by_time(self.source, position.entries) if self.sort_by_time else self.source.entries(place)
         for entry, share in entries:
             record = Record(name, 0, entry.line.number, 0, entry.key, entry.value)
-            yield Item(record, entry.timestamp, entry.error, entry.line.end), share
+            yield Item(record, entry.timestamp, entry.error, entry.line.end, entry.line.overlong), share
 
     def newest(self) -> int | None:
         """The time of its newest event."""

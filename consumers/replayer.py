@@ -157,7 +157,7 @@ class _Run:
             self.pending.append(Message(self.target.name, record.key, record.value))
             self.events += 1
         else:
-            self.pending.append(dead_letter_message(self.dead_letters, record, error))
+            self.pending.append(dead_letter_message(self.dead_letters, record, error, item.length))
             self.dead[error.reason] += 1
         self.pending_bytes += len(self.pending[-1].value or b"")
         self._behind(item)

@@ -5,6 +5,7 @@ Where values come from (defaults, preset, file, environment, flags) is `consumer
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -246,8 +247,19 @@ class ReplaySettings(Section):
     timestamp_column: str = setting("timestamp", "Column of the event's time.", min_length=1)
     timestamp_unit: Literal["ms", "s", "iso"] = setting("ms", "What a time counts since the epoch, or iso for ISO 8601 text.")
     delimiter: str = setting("", "Between columns; empty: a comma for .csv, a tab for .tsv.", max_length=8)
+    list_separator: str = setting("|", "Between the values of a multivalued feature in a file of profiles.", min_length=1, max_length=8)
     encoding: str = setting("utf-8", "Of the file's text.", min_length=1)
     header: bool = setting(True, "Whether the first line names the columns.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            msg = "there is no such encoding"
+            raise ValueError(msg) from None
+        return value
 
 
 class Settings(Section):

@@ -6,6 +6,7 @@ moments side by side. Nothing else is needed to go on learning, and every name b
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -102,7 +103,13 @@ class Saved(NamedTuple):
 
 
 def save(path: Path, saved: Saved) -> None:
-    """Write a version to a safetensors file, which is replaced whole or not at all. Raises OSError."""
+    """Write a version to a safetensors file, which is replaced whole or not at all, in a folder that is made if need be.
+
+    Raises OSError, also where something else than a file is in its place, such as a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "is no file that could be replaced", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = dict(saved.state.tensors)
     metadata = {
         "format": FORMAT,
@@ -117,6 +124,8 @@ def save(path: Path, saved: Saved) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
         partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -22,8 +22,11 @@ LETTER_BYTES = 16_384
 _DETAIL_CHARACTERS = 500
 
 
-def dead_letter(record: Record, error: Malformed) -> DeadLetter:
-    """Return the dead letter for ``record``. Its digest is the SHA-256 of the whole value, of no bytes for a null."""
+def dead_letter(record: Record, error: Malformed, length: int = 0) -> DeadLetter:
+    """Return the dead letter for ``record``. Its digest is the SHA-256 of the whole value, of no bytes for a null.
+
+    ``length`` is that of a value of which the record holds only the beginning.
+    """
     value = record.value
     return DeadLetter(
         reason=error.reason,
@@ -31,12 +34,12 @@ def dead_letter(record: Record, error: Malformed) -> DeadLetter:
         source=(record.topic, record.partition, record.offset),
         key=None if record.key is None else record.key[:KEPT_BYTES],
         value=None if value is None else value[:KEPT_BYTES],
-        length=len(value or b""),
+        length=length or len(value or b""),
         digest=hashlib.sha256(value or b"").hexdigest(),
     )
 
 
-def dead_letter_message(topic: str, record: Record, error: Malformed) -> Message:
+def dead_letter_message(topic: str, record: Record, error: Malformed, length: int = 0) -> Message:
     """Return the dead letter as a message to ``topic``, keyed as it came. A key beyond `KEPT_BYTES` is cut: the letter always fits."""
-    letter = dead_letter(record, error)
+    letter = dead_letter(record, error, length)
     return Message(topic, letter.key, encode(letter))

@@ -6,6 +6,7 @@ now. Both answer 200 or 503 with every condition by name, so that nobody has to 
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import socketserver
@@ -209,7 +210,8 @@ class Endpoint:
         try:
             self._server = _Server((host, port), registry, health)
         except OSError as error:
-            hint = "set metrics.port to a free one, or to 0 for any" if port else "set metrics.host to an address of this machine"
+            of_port = port and error.errno in (errno.EADDRINUSE, errno.EACCES)
+            hint = "set metrics.port to a free one, or to 0 for any" if of_port else "set metrics.host to an address of this machine"
             raise EndpointError(f"metrics.port = {port}, metrics.host = {host}: cannot listen there ({error.strerror}); {hint}") from error
         self.host = host
         self.port: int = self._server.server_address[1]

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import msgspec
 
-from streaming.errors import LogFull, StreamError
+from streaming.errors import LogFull, SourceError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -137,7 +137,7 @@ class _Line(msgspec.Struct):
 
 
 def read_journal(path: Path | str) -> History:
-    """Read a journal, also while it is being written. Raises `StreamError` for a file that does not exist or cannot be read."""
+    """Read a journal, also while it is being written. Raises `SourceError` for a file that does not exist or cannot be read."""
     history, decoder = History(), msgspec.json.Decoder(_Line)
     elapsed: dict[str, float] = {}
     stages: dict[str, dict[str, float]] = {}
@@ -164,7 +164,7 @@ def read_journal(path: Path | str) -> History:
                     case other:
                         history.notes.setdefault(other, []).append(line.payload)
     except OSError as error:
-        raise StreamError(f"run journal {path}: {error.strerror}") from error
+        raise SourceError(f"run journal {path}: {error.strerror}") from error
     history.seconds = sum(elapsed.values())
     for totals in stages.values():
         for stage, seconds in totals.items():

@@ -69,6 +69,8 @@ _Read = Callable[[_Row], _Event]
 
 _RECBOLE_KINDS: dict[str, Literal["number", "category", "list"]] = {"token": "category", "float": "number", "token_seq": "list"}
 
+_SCHEMA_KINDS: dict[str, Literal["number", "category", "list"]] = {"numeric": "number", "multivalued": "list"}
+
 
 class Source:
     """The entries of one file. ``timed`` tells whether they have event times. Made by `interaction_source` and `profile_source`."""
@@ -138,17 +140,19 @@ def profile_source(
     *,
     id_column: ColumnName,
     columns: Sequence[Column] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    separator: str = "|",
     layout: Layout = Layout(),  # noqa: B008 - immutable
     limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> Source:
     """Return the profiles of users or items in a file.
 
     Without ``columns`` every other column is a feature: in JSONL as it stands, elsewhere by the types in the header (RecBole's token,
-    float and token_seq). An empty field is a feature that is not known. Raises `SourceError` as `interaction_source` does, and where
-    the header gives no types.
+    float and token_seq), else by the ``kinds`` of a schema's features, of which a multivalued one is cut by ``separator``, else a
+    category. An empty field is a feature that is not known. Raises `SourceError` as `interaction_source` does.
     """
     file = TextFile(path, layout)
-    chosen = columns if columns is not None or file.format == "jsonl" else _typed_columns(file, id_column)
+    chosen = columns if columns is not None or file.format == "jsonl" else _typed_columns(file, id_column, kinds or {}, separator)
 
     def read(row: _Row) -> _Event:
         if row.get(id_column) is None:
@@ -173,20 +177,23 @@ def _position(file: TextFile, name: ColumnName) -> int:
     if file.columns is None:
         raise SourceError(f"{file.path}: without a header, column {name!r} must be given by its position")
     if name not in file.columns:
-        raise SourceError(f"{file.path}: there is no column {name!r}; there are {', '.join(file.columns)}")
+        raise SourceError(
+            f"{file.path}: there is no column {name!r}; cut by {file.delimiter!r} there are {', '.join(file.columns)}: the settings "
+            "replay.*_column (or --user-column and so on) name columns, replay.delimiter says what is between them"
+        )
     return file.columns[name]
 
 
-def _typed_columns(file: TextFile, id_column: ColumnName) -> list[Column]:
+def _typed_columns(file: TextFile, id_column: ColumnName, kinds: Mapping[str, str], separator: str) -> list[Column]:
     id_position = _position(file, id_column)
     found = []
     for name, position in (file.columns or {}).items():
         if position == id_position:
             continue
-        kind = _RECBOLE_KINDS.get(file.types[name])
-        if kind is None:
-            raise SourceError(f"{file.path}: the header gives no type that is known for column {name!r}; name the columns and their kinds")
-        found.append(Column(name, kind))
+        if kind := _RECBOLE_KINDS.get(file.types[name]):
+            found.append(Column(name, kind))
+        else:
+            found.append(Column(name, _SCHEMA_KINDS.get(kinds.get(name, ""), "category"), separator=separator))
     return found
 
 

@@ -71,9 +71,11 @@ class TextFile:
         self.packed = path.suffix == ".gz"
         suffix = (path.with_suffix("") if self.packed else path).suffix.lstrip(".").lower()
         self.format = layout.format or ("jsonl" if suffix == "jsonl" else "tsv" if _DELIMITERS.get(suffix) == "\t" else None)
+        if not self.path.is_file():
+            raise SourceError(f"{path}: {'is no file' if self.path.exists() else 'there is no such file'}")
         if self.format is None:
             if suffix != "csv":
-                raise SourceError(f"{path}: the name does not tell the format; set it to csv, tsv or jsonl")
+                raise SourceError(f"{path}: the name does not tell the format; it must end in .csv, .tsv or .jsonl, each also with .gz")
             self.format = "csv"
         self.delimiter = layout.delimiter or _DELIMITERS.get(self.format, "")
         self.layout = layout

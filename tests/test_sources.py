@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -295,9 +296,9 @@ def broken_gzip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("none.csv", {}, "No such file"),
+        ("none.csv", {}, "there is no such file"),
         ("log.txt", {}, "the name does not tell the format"),
-        ("log.csv", {"columns": Mapped(user="uid")}, "there is no column 'uid'; there are user, item, rating, timestamp"),
+        ("log.csv", {"columns": Mapped(user="uid")}, "there is no column 'uid'; cut by ',' there are user, item, rating, timestamp"),
         ("log.csv", {"columns": Mapped(user=4)}, "there is no column 4"),
         ("log.csv", {"layout": Layout(header=False)}, "without a header, column 'user' must be given by its position"),
         ("log.csv", {"layout": Layout(encoding="klingon")}, "no such encoding: klingon"),
@@ -307,7 +308,7 @@ def broken_gzip(path: Path) -> None:
         ("twice.csv", {}, "names a column twice"),
         ("broken.csv.gz", {}, "cannot be read"),
         ("plain.csv.gz", {}, "cannot be read"),
-        (".", {"layout": Layout("csv")}, "Is a directory"),
+        (".", {"layout": Layout("csv")}, "is no file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(name: str, settings: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -321,10 +322,17 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(name: str, settings
     assert str(tmp_path) in str(caught.value)
 
 
-def test_types_that_are_not_known_are_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "users.csv").write_text("id,age\n1,2\n", encoding="utf-8")
-    with pytest.raises(SourceError, match="no type that is known for column 'age'; name the columns"):
-        profile_source(tmp_path / "users.csv", id_column="id")
+def test_columns_without_a_type_are_what_the_schema_says_and_texts_where_it_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "movies.csv").write_text("movieId,year,title,genres,tags:token_seq\n1,1995,Toy Story,Animation|Comedy,a b\n", "utf-8")
+    source = profile_source(tmp_path / "movies.csv", id_column="movieId", kinds={"year": "numeric", "genres": "multivalued"})
+    (entry,) = entries(source)
+    assert entry.key == b"1"
+    assert msgspec.msgpack.decode(entry.value or b"")["features"] == {
+        "year": 1995.0,
+        "title": "Toy Story",
+        "genres": ["Animation", "Comedy"],
+        "tags": ["a", "b"],
+    }
 
 
 def test_a_changed_file_has_another_digest(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from consumers.cli import (
     deadletters,
     demo,
     evaluate,
+    forget,
     model,
     replay,
     report,
@@ -67,7 +68,7 @@ def _coldstream(
     ctx.find_root().obj.add(config, sets, verbose)
 
 
-for module in (audit, run, worker, trainer, replay, backtest, report, evaluate, status, score, config, demo):
+for module in (audit, run, worker, trainer, replay, backtest, report, evaluate, status, score, forget, config, demo):
     app.command(module.__name__.rpartition(".")[2], epilog=f"Examples:\n\n{module.EXAMPLES}")(module.command)
 app.add_typer(topics.app)
 app.add_typer(deadletters.app)
@@ -100,7 +101,7 @@ def _explain(error: BaseException, *, verbose: bool) -> int:
         import traceback
 
         typer.echo(masked_text("".join(traceback.format_exception(error))), err=True, nl=False)
-    text = str(error)
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename and error.strerror else str(error)
     if code is Exit.UNEXPECTED:
         text = f"unexpected {type(error).__name__}: {text}" + ("" if verbose else " (--verbose shows where)")
     for line in masked_text(text).splitlines() or [code.name.lower()]:

@@ -44,6 +44,8 @@ def command(
 
     settings = configured(ctx, config or ctx.find_root().obj.config or SETTINGS, sets, verbose, {"preset": preset}).settings
     if out is not None:
+        if out.exists() and not out.is_file():
+            raise typer.BadParameter(f"{out} is no file that could be replaced", param_hint="--out")
         out.parent.mkdir(parents=True, exist_ok=True)
     # A sum grows with the batch, and with it the step: rates that bear 2 users run away with 16.
     batch = batch or (2 if settings.model.reduction == "sum" else 16)

@@ -77,6 +77,9 @@ def command(
     Interrupted and run again, it goes on where it was. Lines that cannot be taken go to dead-letters with their reason; records of a topic
     go on as they are. Without a header, columns are numbered from 0.
 
+    Columns of profiles are features by the schema (settings schema.user, schema.item): numbers, texts, and lists of texts between
+    replay.list_separator; RecBole's headers (name:token, name:float, name:token_seq) say it themselves.
+
     Times are those of the events. Every range of a source is a replay of its own. Topics are merged by time; a record or line whose time
     cannot be told is always taken.
     """
@@ -171,6 +174,9 @@ def time_range(since: str | None, until: str | None, last: str | None) -> TimeRa
             found["since" if name == "last" else name] = Before(parse_span(text)) if name == "last" else parse_moment(text)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+    first, last_of = found["since"], found["until"]
+    if isinstance(first, int) and isinstance(last_of, int) and first >= last_of:
+        raise typer.BadParameter(f"{until} is not after {since}", param_hint="--until")
     return TimeRange(**found)
 
 
@@ -185,9 +191,12 @@ def _pace(rate: str) -> float | Literal["max"]:
     if rate == "max":
         return "max"
     try:
-        return float(rate)
+        found = float(rate)
     except ValueError:
         raise typer.BadParameter(f"{rate!r} is neither max nor a number", param_hint="--rate") from None
+    if not 0 < found < float("inf"):
+        raise typer.BadParameter(f"it must be above 0, or max; it is {rate}", param_hint="--rate")
+    return found
 
 
 def _column(name: str, *, header: bool) -> ColumnName:
@@ -195,14 +204,25 @@ def _column(name: str, *, header: bool) -> ColumnName:
 
 
 def file_source(file: Path, settings: Settings, into: Into = Into.INTERACTIONS, id_column: str = "id") -> Source:
-    """The file as the settings ``replay.*`` say. Raises `SourceError` for one that cannot be read, or without these columns."""
+    """The file as the settings ``replay.*`` say, and of profiles ``schema``.
+
+    Raises `SourceError` for one that cannot be read, or without these columns.
+    """
     from streaming.sources import Mapped, interaction_source, profile_source
     from streaming.textfiles import Layout
 
     replay = settings.replay
     layout = Layout(delimiter=replay.delimiter or None, encoding=replay.encoding, header=replay.header)
     if into is not Into.INTERACTIONS:
-        return profile_source(file, id_column=_column(id_column, header=replay.header), layout=layout, limits=settings.event_limits())
+        schema = settings.feature_schema
+        return profile_source(
+            file,
+            id_column=_column(id_column, header=replay.header),
+            kinds={name: feature.kind for name, feature in (schema.user if into is Into.USERS else schema.item).items()},
+            separator=replay.list_separator,
+            layout=layout,
+            limits=settings.event_limits(),
+        )
     columns = Mapped(
         *(
             _column(name, header=replay.header)

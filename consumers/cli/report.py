@@ -9,7 +9,10 @@ import typer
 
 from consumers.cli.options import ConfigFile, Sets, Verbose, configured, console
 
-EXAMPLES = "[bold]coldstream report[/bold]\n\n[bold]coldstream report --journal runs/demo/journal.jsonl --out runs/demo[/bold]"
+EXAMPLES = (
+    "[bold]coldstream report --out runs/report[/bold]\n\n"
+    "[bold]coldstream report --config runs/demo/settings.toml --journal runs/demo/journal.jsonl --out runs/demo[/bold]"
+)
 
 
 def command(
@@ -30,6 +33,8 @@ def command(
     from consumers.opening import connect
 
     settings = configured(ctx, config, sets, verbose).settings
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     from streaming.journal import read_journal
     from streaming.report import build_report, render_table, write_report
 

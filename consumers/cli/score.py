@@ -43,13 +43,14 @@ def command(
     from rich.text import Text
 
     from consumers.asking import ask
-    from consumers.opening import connect, topics_of
+    from consumers.opening import connect, require_partitions, topics_of
     from streaming.validation import request_of
 
     fields = {"request": uuid.uuid4().hex, "user": user, "timestamp": time.time_ns() // 1_000_000}
     request = request_of(fields | {"items": item or None, "n": best, "exclude_rated": exclude_rated}, settings.event_limits())
     topics = topics_of(settings)
     with connect(settings) as log:
+        require_partitions(log, topics.values())
         if offline:
             from consumers.scoring import offline as answer
 
@@ -64,7 +65,11 @@ def command(
             topic, partition, offset = found.as_of
             as_of = f"as of {topic}[{partition}] before {offset}{', stale: more had come' if found.stale else ''}"
     # Text, not markup: ids are whatever people send.
-    table = Table(title=Text(f"user {user}: {earlier} interactions, {size} of them used; model version {version}, {as_of}"))
+    console().print(Text(f"user {user}: {earlier} interactions, {size} of them used; model version {version}, {as_of}"))
+    if not rows:
+        typer.echo("no item is known to score")
+        return
+    table = Table()
     for heading in ("item", "score", "sd"):
         table.add_column(heading, justify="left" if heading == "item" else "right")
     for name, score, sd in rows:

@@ -40,10 +40,7 @@ class Partitions:
                 if row is None:
                     _insert(db, topic)
                 elif row != (topic.partitions, topic.cleanup):
-                    raise TopicMismatch(
-                        f"topic {topic.name} exists with partitions = {row[0]} and cleanup = {row[1]}, "
-                        f"asked for were {topic.partitions} and {topic.cleanup}"
-                    )
+                    raise TopicMismatch.between(topic.name, row, (topic.partitions, topic.cleanup))
 
     def all(self) -> dict[str, Placed]:
         """Every topic by name."""

@@ -74,10 +74,7 @@ class KafkaLog(Log):
         for topic in wanted:
             found = self._known[topic.name]
             if (found.partitions, found.cleanup) != (topic.partitions, topic.cleanup):
-                raise TopicMismatch(
-                    f"topic {topic.name} has {found.partitions} partitions and cleanup {found.cleanup}, "
-                    f"not {topic.partitions} and {topic.cleanup}"
-                )
+                raise TopicMismatch.between(topic.name, (found.partitions, found.cleanup), (topic.partitions, topic.cleanup))
 
     def _make(self, topics: Iterable[Topic]) -> None:
         options = self.client.options
