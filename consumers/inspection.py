@@ -11,6 +11,7 @@ from consumers.catalogue import Entry
 from consumers.layers import Loaded, Origin, SettingsError
 from consumers.logs import masked
 from consumers.settings import Settings
+from model.settings import PRESETS
 
 
 class Effective(NamedTuple):
@@ -19,11 +20,16 @@ class Effective(NamedTuple):
     entry: Entry
     value: object
     origin: Origin
+    of_preset: bool = False
+    """Whether the preset in force has a value of its own for it."""
 
     @property
     def unchanged(self) -> bool:
-        """Whether it is the default, be it that somebody wrote it down."""
-        return self.origin.source == "default" or json.dumps(self.value) == json.dumps(self.entry.default, default=str)
+        """Whether it is the default, be it that somebody wrote it down, and would be without."""
+        if self.origin.source == "default":
+            return True
+        is_default = json.dumps(self.value) == json.dumps(self.entry.default, default=str)
+        return is_default and (self.origin.source == "preset" or not self.of_preset)
 
     @property
     def shown(self) -> str:
@@ -39,13 +45,14 @@ def public(settings: Settings) -> dict[str, Any]:
 
 def effective(loaded: Loaded) -> list[Effective]:
     """Every setting, in the order of docs/settings.md; a secret's value is masked."""
-    rows = []
+    rows, of_preset = list[Effective](), PRESETS.get(loaded.settings.preset, {})
     shown = public(loaded.settings)
     for name, entry in catalogue.entries().items():
         value: Any = shown
         for part in name.split("."):
             value = value[part]
-        rows.append(Effective(entry, value, loaded.origins[name]))
+        section, _, key = name.rpartition(".")
+        rows.append(Effective(entry, value, loaded.origins[name], key in of_preset.get(section, {})))
     return rows
 
 

@@ -36,6 +36,8 @@ class Partition:
     support: SupportSets
     offset: int
     """Where the next step begins: where the last one ends, be it committed or under way."""
+    lost: int = 0
+    """Offsets before it that retention took before they were scored, until a step is committed behind them."""
     under_way: UnderWay | None = None
     full: str = ""
     """Why its local store has no room, as far as that was said; empty where it has."""

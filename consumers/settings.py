@@ -138,8 +138,8 @@ class WorkerSettings(Section):
     )
     skip_lost: bool = setting(
         False,
-        "Where retention removed events before they were scored, go on behind them: they are lost, said and counted. Otherwise the "
-        "partition is not taken over.",
+        "Where retention removed events before they were scored, go on behind them: they are lost, said and counted. Otherwise a worker "
+        "that is given such a partition ends, and says so.",
     )
     frozen: bool = setting(False, "Score and keep support sets, but learn nothing: no update is written.")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streaming.errors import Fenced, LogError, OffsetOutOfRange, StoreDamaged, StoreFull, StoreLocked
-from streaming.log import TopicPartition
+from streaming.log import NEAR_END, TopicPartition
 from streaming.store.file import Place
 from streaming.store.restoration import Restoration, misfit, newest_position
 from streaming.store.stored import Stored
@@ -92,6 +92,7 @@ class Takeover:
 
     def __init__(self, state: State, number: int, sets: SupportSets | None = None) -> None:
         self.number = number
+        self.lost = 0
         self._state = state
         # The writer first: from here on no earlier owner can move the committed offset.
         self.writer = state.log.writer(f"{state.settings.group_id}-{number}")
@@ -110,9 +111,11 @@ class Takeover:
 
     def _first(self, source: TopicPartition) -> int:
         """Where steps go on: at the committed offset, or at the first event kept, where nothing is committed or retention has passed it."""
-        start, committed = self._state.log.bounds([source])[source].start, self._committed
+        (start, end), committed = self._state.log.bounds([source])[source], self._committed
         if committed is None or committed >= start:
             return start if committed is None else committed
+        if start == end and end - committed <= NEAR_END:
+            return start  # Behind the last event there are only a broker's own marks, which went with it.
         what = f"{source.topic}[{source.partition}]: offsets {committed} to {start} were removed by retention before they were scored"
         if not self._state.settings.worker.skip_lost:
             raise OffsetOutOfRange(
@@ -120,7 +123,7 @@ class Takeover:
                 "events are kept"
             )
         logger.warning("events lost to retention", partition=source.partition, first=committed, first_kept=start)
-        self._state.metrics.events_lost.inc(start - committed)
+        self.lost = start - committed
         return start
 
     @property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 1000
 
-PENDING_AT_ONCE = 256
+PENDING_AT_ONCE = 1000
 """Dead letters and users to forget, of each table, that one step commits: there may be as many as a table has records."""
 
 

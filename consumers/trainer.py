@@ -101,6 +101,8 @@ class Trainer:
         self.writer = log.writer(trainer_id(settings))
         versions.catch_up()
         self.folded = dict(versions.folded)
+        # One that stood by has followed versions, not the snapshots that were made meanwhile.
+        versions.look_for_snapshot()
         self._snapshot, self._slot = versions.snapshot, versions.slot
         self._joiner = Joiner()
         self._parts: dict[int, list[Lesson]] = {}
@@ -134,11 +136,12 @@ class Trainer:
         """Read on from these positions, or from the first update kept: what retention took before it was folded is said and counted."""
         bounds = self.log.bounds(positions)
         for tp, position in positions.items():
+            if position > bounds[tp].end:
+                raise OffsetOutOfRange(f"{tp.topic}[{tp.partition}]: folded up to offset {position}, but it ends at {bounds[tp].end}")
             if position < (kept := bounds[tp].start):
                 folded = self.folded.get(tp.partition, 0)
                 logger.warning("updates lost to retention", topic=tp.topic, partition=tp.partition, folded=folded, first_kept=kept)
                 self._lost.append((tp.partition, folded, kept))
-                self.metrics.lost.inc(kept - folded)
                 self.folded[tp.partition] = kept
                 self._parts.pop(tp.partition, None)
                 self._joiner.forget(*tp)
@@ -188,6 +191,7 @@ class Trainer:
             self.writer.commit(messages + snapshot)
         self.versions.made(made)
         self.versions.since_snapshot = size if snapshot else self.versions.since_snapshot + size
+        self.metrics.lost.inc(sum(kept - folded for _, folded, kept in self._lost))
         self._lost.clear()
         query = sum(lesson.kind == "query" for lesson in kept)
         weighted = sum(lesson.weight < 1 for lesson in kept)
@@ -278,7 +282,7 @@ class Trainer:
 
     def _left(self, ends: Mapping[TopicPartition, int]) -> int:
         """How many places before these ends were not read yet, in the partition where they are most."""
-        return max((end - self._reader.position(tp) for tp, end in ends.items()), default=0)
+        return max((0, *(end - self._reader.position(tp) for tp, end in ends.items())))
 
     def _choose(self, complete: list[list[Lesson]]) -> tuple[list[list[Lesson]], list[tuple[int, int]]]:
         """Drop updates that are too old by ``trainer.max_staleness``, or not finite: one of those would end all learning.

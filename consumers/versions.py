@@ -11,6 +11,7 @@ from streaming.chunks import Joiner, last_value, split
 from streaming.codec import decode, encode
 from streaming.errors import ChunkError, OtherSettings, VersionLost
 from streaming.events import Version
+from streaming.headers import VersionHeader
 from streaming.log import Message, TopicPartition, at_hand, catch_up
 
 if TYPE_CHECKING:
@@ -49,25 +50,32 @@ class Versions:
         self.made_at = 0
         self.folded: dict[int, int] = {}
         self.snapshot = 0
-        """Version of the snapshot that this started from."""
+        """Version of the newest snapshot, as of the start or of `look_for_snapshot`."""
         self.slot: int | None = None
         """Where that snapshot is, None without one."""
         self.since_snapshot = 0
-        """Bytes of ``model`` that a start would read behind it."""
-        self._model = TopicPartition(topics["model"], 0)
+        """Bytes of ``model`` read or written behind the snapshot that this started from: at least as many as a start would read."""
+        self._model, self._snapshots = TopicPartition(topics["model"], 0), TopicPartition(topics["snapshots"], 0)
         self._joiner = Joiner()
         self._beat = beat
         self._reader = log.reader()
-        self._start(TopicPartition(topics["snapshots"], 0))
+        self._start()
 
-    def _start(self, snapshots: TopicPartition) -> None:
-        start = self.log.bounds([self._model])[self._model].start
+    def look_for_snapshot(self) -> bytes | None:
+        """Note the newest snapshot in the log, and where it is; returns it, None where there is none."""
         # Its chunks were written in one transaction, so the newest snapshot stands at the end.
-        if (newest := last_value(self.log, snapshots)) is not None:
-            record, value = newest
-            snapshot = decode(value, Version, what=f"snapshot in {record.topic}")
+        newest = last_value(self.log, self._snapshots)
+        if newest is None:
+            return None
+        self.snapshot = decode(newest[1], VersionHeader, what=f"snapshot in {newest[0].topic}").version
+        self.slot = slot_of(newest[0])
+        return newest[1]
+
+    def _start(self) -> None:
+        start = self.log.bounds([self._model])[self._model].start
+        if (value := self.look_for_snapshot()) is not None:
+            snapshot = decode(value, Version, what=f"snapshot in {self._snapshots.topic}")
             self._take(snapshot, whole=True)
-            self.snapshot, self.slot = snapshot.version, slot_of(record)
             start = max(start, snapshot.position)
         self._reader.assign({self._model: start})
         self.catch_up()

@@ -112,7 +112,7 @@ class Worker:
 
     def hold(self, takeover: Takeover) -> None:
         """Hold the partition of a takeover that is done."""
-        self.held[takeover.number] = Partition(takeover.number, takeover.writer, takeover.sets, takeover.offset)
+        self.held[takeover.number] = Partition(takeover.number, takeover.writer, takeover.sets, takeover.offset, takeover.lost)
         self._observe_users()
 
     def give_up(self, number: int) -> SupportSets:
@@ -146,8 +146,15 @@ class Worker:
         commit was under way: that is waited for as soon as this one is computed. Raises `Fenced` if the partition has gone to another
         worker, and what `Writer.commit` raises, for either step; of this one nothing is then kept.
         """
-        while records and self.tables.crowded(number):
-            self.step(number, [], owner)  # Who is to be forgotten is forgotten before anything of theirs is scored.
+        finished = None
+        while self.tables.crowded(number):
+            # Who is to be forgotten is forgotten before anything else is done for them.
+            finished = self._begin(number, [], owner) or finished
+            finished = self.finish(number) or finished
+        return self._begin(number, records, owner) or finished
+
+    def _begin(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport | None:
+        """As `begin`, of what the tables have for one step."""
         partition, stage, tables = self.held[number], self.metrics.stage, self.tables.pending(number)
         first, after = (records[0].offset, records[-1].offset + 1) if records else (partition.offset, partition.offset)
         try:
@@ -206,6 +213,8 @@ class Worker:
         self.tables.committed(step.tables.positions)
         partition.support.commit(step.position, written[-1])
         self.metrics.forgotten.inc(len(set(step.tables.forgotten)))
+        self.metrics.events_lost.inc(partition.lost)
+        partition.lost = 0
         with self.metrics.stage("observe"):
             self.metrics.transactions.observe(step.commit.ended - step.begun)
             self.metrics.observe_step(step.report, step.commit.ended)

@@ -125,7 +125,7 @@ def save(path: Path, saved: Saved) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
         partial.replace(path)
     except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ _DETAIL_CHARACTERS = 500
 def dead_letter(record: Record, error: Malformed, length: int = 0) -> DeadLetter:
     """Return the dead letter for ``record``. Its digest is the SHA-256 of the whole value, of no bytes for a null.
 
-    ``length`` is that of a value of which the record holds only the beginning.
+    ``length`` is that of a value of which the record holds only the beginning, and the digest that of the beginning.
     """
     value = record.value
     return DeadLetter(

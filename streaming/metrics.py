@@ -200,7 +200,8 @@ class Metrics:
         self.aborted = self._counter("transactions_aborted_total", "Transactions given up; their step was done again or fell to another.")
         self.fenced = self._counter("fenced_total", "Times that another instance had taken over.")
         self.dropped = self._counter(
-            "updates_dropped_total", "Updates not folded: older than trainer.max_staleness, or with a value that is not finite."
+            "updates_dropped_total",
+            "Updates not folded: older than trainer.max_staleness, or with a value that is not finite or not below 1e15.",
         )
         self.events_lost = self._counter(
             "events_lost_total", "Offsets of interactions that retention removed before they were scored, passed over by worker.skip_lost."

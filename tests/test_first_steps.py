@@ -48,7 +48,7 @@ def test_a_user_is_forgotten_by_a_command(tmp_path: Path, capsys: pytest.Capture
     with run_and_keep(settings) as (_, worker):
         known = next(user for user in ("u1", "u2", "u3") if isinstance(worker.held[0].support.get(user), Support))
     code, text = said(capsys, "forget", known, "nobody", "--yes", *log)
-    assert (code, text.splitlines()[-1]) == (0, "2 to be forgotten; a worker does it with its next step")
+    assert (code, "2 to be forgotten; a worker does it with its next step" in text) == (0, True), text
     with run_and_keep(settings) as (_, worker):
         assert worker.held[0].support.get(known) is None
 

@@ -12,16 +12,20 @@ from consumers import lockstep
 from consumers.opening import connect
 from consumers.stop import Stop
 from consumers.system import System
+from consumers.trainer import Trainer
+from streaming.codec import decode
 from streaming.embedded.reader import EmbeddedReader
-from streaming.errors import BrokerUnreachable, OtherSettings
-from streaming.log import TopicPartition
+from streaming.errors import BrokerUnreachable, OffsetOutOfRange, OtherSettings
+from streaming.headers import VersionHeader
+from streaming.log import TopicPartition, present
 from tests.small_runs import SMALL, Stream, fill, run, small
 from tests.test_promises import findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from streaming.log import Record
+    from streaming.events import Version
+    from streaming.log import Message, Record
 
 UPDATES = TopicPartition("updates", 0)
 
@@ -54,12 +58,50 @@ def test_versions_too_large_for_what_is_kept_are_caught_by_snapshots_in_time(tmp
         assert system.trainer().version == system.worker().versions.version > 60
 
 
-def test_a_snapshot_is_no_more_due_behind_one(tmp_path: Path) -> None:
+def test_a_snapshot_is_due_once_versions_fill_a_part_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small(tmp_path / "log.db", trainer=SMALL["trainer"] | {"snapshot_every": 1_000_000})
-    fill(settings, Stream(320, garbage=0.0).messages)
+    fill(settings, Stream(640, garbage=0.0).messages)
+    # So that ten versions or so fill a quarter.
+    monkeypatch.setattr(consumers.trainer, "SNAPSHOT_SHARE", settings.topics.model_bytes // 30_000)
+    sizes, made = list[int](), list[bool]()
+    due = Trainer._snapshot_if_due
+
+    def watched(trainer: Trainer, version: Version, size: int) -> list[Message]:
+        messages = due(trainer, version, size)
+        sizes.append(size)
+        made.append(bool(messages))
+        return messages
+
+    monkeypatch.setattr(Trainer, "_snapshot_if_due", watched)
     run(settings)
-    with connect(settings) as log:
-        assert log.bounds([TopicPartition("snapshots", 0)])[TopicPartition("snapshots", 0)].end == 0
+    assert 2 < sum(made) < len(made) / 2
+    since = 0
+    for size, snapshot in zip(sizes, made, strict=True):
+        assert snapshot == (since + size > 30_000)
+        since = size if snapshot else since + size
+
+
+def test_one_that_stood_by_knows_the_newest_snapshot(tmp_path: Path) -> None:
+    settings = small(tmp_path / "log.db")
+    fill(settings, Stream(640, garbage=0.0).messages)
+    with System(settings) as system:
+        standing_by = system.learner()
+        run(settings)
+        assert standing_by.snapshot == 0
+        trainer = Trainer(system.log, settings, system.topics, standing_by, system.metrics)
+        assert (trainer._snapshot, trainer._slot) == (system.learner().snapshot, system.learner().slot)
+        assert trainer._snapshot > 40
+
+
+def test_updates_that_end_before_what_was_folded_are_an_error_and_no_silence(tmp_path: Path) -> None:
+    settings = small(tmp_path / "log.db")
+    fill(settings, Stream(64, garbage=0.0).messages)
+    run(settings)
+    with System(settings) as system:
+        trainer = system.trainer()
+        trainer.catch_up()
+        with pytest.raises(OffsetOutOfRange, match="folded up to offset 999, but it ends at"):
+            trainer._begin({UPDATES: 999})
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -78,6 +120,10 @@ def test_updates_that_retention_took_are_said_and_counted_and_the_others_folded(
         trainer.catch_up()
         assert system.metrics.registry.get_sample_value("coldstream_updates_lost_total") == start
         assert trainer.folded == {0: end}
+    with connect(settings) as log:
+        versions = [decode(record.value, VersionHeader, what="version") for record in present(log, [TopicPartition("model", 0)])]
+    stated = [version.skipped for version in versions if version.skipped]
+    assert stated == [[(0, 0, start)]], "the first version that lacks them says so, and no other"
     with System(settings) as system:
         # The next trainer does not count them again, and the version says what it lacks.
         again = system.trainer()

@@ -371,7 +371,8 @@ def test_an_update_folded_twice(settings: Settings, monkeypatch: Patch, *, broke
         with pytest.raises(Killed):
             train(settings)
     if broken:
-        monkeypatch.setattr(Trainer, "_start", lambda trainer, tp, first_kept: first_kept)
+        begin = Trainer._begin
+        monkeypatch.setattr(Trainer, "_begin", lambda trainer, positions: begin(trainer, dict.fromkeys(positions, 0)))
     train(settings)
     told = found(settings)
     assert set(told) == ({"c"} if broken else set())

@@ -56,9 +56,10 @@ class KafkaReader(Reader):
         for tp in positions:
             self._log.require(tp)
         self._positions = dict(positions)
-        self._paused = frozenset()
         with self._log.client.told("assigning partitions", "READ"):
             self._consumer.assign([kafka.TopicPartition(*tp) for tp in positions])
+            # The client leaves a partition paused that was assigned before.
+            self._paused &= self._positions.keys()
             for tp, position in positions.items():
                 if position >= 0:
                     self._consumer.seek(kafka.TopicPartition(*tp), position)

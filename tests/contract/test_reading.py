@@ -56,6 +56,22 @@ def test_only_restricts_a_poll_and_leaves_the_other_positions(broker: Broker, lo
         reader.poll(1, only=[TopicPartition("nowhere", 0)])
 
 
+def test_an_assignment_reads_what_the_poll_before_it_left_out(broker: Broker, log: Log) -> None:
+    name = broker.topic(log, 2)
+    tps = [TopicPartition(name, partition) for partition in range(2)]
+    for tp in tps:
+        fill(log, name, b"a", partition=tp.partition)
+    reader = log.reader()
+    reader.assign(dict.fromkeys(tps, 0))
+    assert [record.partition for record in reader.poll(100, timeout=5, only=[tps[1]])] == [1]
+    for assigned in ([tps[0], tps[1]], [tps[0]], [tps[0], tps[1]]):
+        reader.assign(dict.fromkeys(assigned, 0))
+        read, until = set[int](), time.monotonic() + 20
+        while len(read) < len(assigned) and time.monotonic() < until:
+            read |= {record.partition for record in reader.poll(100, timeout=0.5)}
+        assert read == {tp.partition for tp in assigned}
+
+
 def test_partitions_read_by_turns_all_come_to_their_ends(broker: Broker, log: Log) -> None:
     name = broker.topic(log, 2)
     tps = [TopicPartition(name, partition) for partition in range(2)]
