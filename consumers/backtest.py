@@ -30,7 +30,7 @@ from streaming.timerange import TimeRange
 from streaming.topicsource import TopicSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from consumers.replayer import Progress
     from consumers.stop import Stop
@@ -79,7 +79,8 @@ class Files(NamedTuple):
     def clear(self) -> None:
         """Remove everything but the result."""
         for side in SIDES:
-            for path in (*self.folder.glob(self.log(side).name + "*"), self.journal(side)):
+            log = self.log(side)
+            for path in (log, *(log.with_name(log.name + end) for end in ("-wal", "-shm", "-journal")), self.journal(side)):
                 path.unlink(missing_ok=True)
         self.filled.unlink(missing_ok=True)
         self.plan.unlink(missing_ok=True)
@@ -105,19 +106,21 @@ def own(settings: Settings, log: Path) -> Settings:
     topics |= {"updates_bytes": min(topics["updates_bytes"], UPDATES_BYTES), "model_bytes": min(topics["model_bytes"], MODEL_BYTES)}
     given |= {"broker": f"embedded:{log}", "topic_prefix": "", "group": "backtest"}
     given["metrics"] |= {"enabled": False}
+    # A local store of the live worker's is not to be taken for one of this log.
+    given["worker"] |= {"state_dir": "", "standby": False}
     return Settings.model_validate(given)
 
 
-def begin(files: Files, plan: dict[str, Any], live: Settings) -> bool:
+def begin(files: Files, plan: dict[str, Any], brokers: Collection[str]) -> bool:
     """Make the folder ready; say whether a backtest that was stopped goes on there. A finished one, and one of another plan, starts anew.
 
-    Raises `SourceError` for a folder with a log in it that no backtest left, or that is the live one.
+    Raises `SourceError` for a folder with a log in it that no backtest left, or that is one of the logs that are read, ``brokers``.
     """
-    kind, _, place = live.broker.partition(":")
+    read = [Path(place).resolve() for kind, _, place in (broker.partition(":") for broker in brokers) if kind == "embedded"]
     for side in SIDES:
         log = files.log(side)
-        if kind == "embedded" and Path(place).resolve() == log.resolve():
-            raise SourceError(f"{log} is the live log; name another folder with --out")
+        if log.resolve() in read:
+            raise SourceError(f"{log} is a log that the backtest reads; name another folder with --out")
         if log.exists() and not files.plan.exists():
             raise SourceError(f"{log} is a log, but not one that a backtest left; name another folder with --out")
     files.folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +158,8 @@ def backtest(
     check_comparable(live, candidate)
     files = Files(out)
     name = source.name if isinstance(source, TopicSource) else str(source.file.path)
-    begin(files, {"control": public(live), "candidate": public(candidate), "source": name, "within": str(within), "events": events}, live)
+    plan = {"control": public(live), "candidate": public(candidate), "source": name, "within": str(within), "events": events}
+    begin(files, plan, {live.broker, source.place} if isinstance(source, TopicSource) else {live.broker})
     both = {side: own(settings, files.log(side)) for side, settings in zip(SIDES, (live, candidate), strict=True)}
     if not files.filled.exists():
         filled = _fill(both["control"], live, source, profiles, within, stop, on_fill)

@@ -269,6 +269,7 @@ def _overtaken(log: Log, topics: dict[str, Topic], drafts: Sequence[Draft]) -> d
         for found in present(log, [tp]):
             if found.key in newest:
                 newest[found.key] = found
+    nulls = _nulls(log, topics, [draft for draft in drafts if draft.plain == "interactions"])
     refused = {}
     profiles: set[tuple[TopicPartition, bytes]] = set()
     # The newest of several letters of one profile counts.
@@ -279,9 +280,23 @@ def _overtaken(log: Log, topics: dict[str, Topic], drafts: Sequence[Draft]) -> d
             refused[draft.letter.position] = "a later letter of the same profile is sent"
         elif record is not None and (why := _later(draft, record)):
             refused[draft.letter.position] = why
+        elif draft.plain == "interactions" and nulls.get(key, -1) >= draft.letter.at:
+            refused[draft.letter.position] = "its user was forgotten since, or is about to be"
         elif draft.plain != "interactions":
             profiles.add((tp, key))
     return refused
+
+
+def _nulls(log: Log, topics: dict[str, Topic], drafts: Sequence[Draft]) -> dict[bytes, int]:
+    """When the users of events were last said to be forgotten, by key: a step may not have read it, or eviction have removed its trace."""
+    wanted, found = {draft.message.key or b"" for draft in drafts}, dict[bytes, int]()
+    tables = {TopicPartition(topics["users"].name, draft.message.partition or 0) for draft in drafts}
+    for record in present(log, tables) if tables else ():
+        if record.key in wanted:
+            found.pop(record.key, None)
+            if record.value is None:
+                found[record.key] = record.timestamp
+    return found
 
 
 def _table(topics: dict[str, Topic], draft: Draft) -> TopicPartition:

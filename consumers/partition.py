@@ -36,6 +36,8 @@ class Partition:
     support: SupportSets
     offset: int
     """Where the next step begins: where the last one ends, be it committed or under way."""
+    owners: list[tuple[bytes, int]]
+    """As `streaming.events.Position.owners`."""
     lost: int = 0
     """Offsets before it that retention took before they were scored, until a step is committed behind them."""
     under_way: UnderWay | None = None

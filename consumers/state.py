@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ LET_GO_SECONDS = 2.0
 
 SETTLE_SECONDS = 1.0
 """How long support sets and committed offset may differ: both are of one commit, but a broker shows the one a moment before the other."""
+
+OWNERS = 16
+"""Takeovers that a position record names. A store left before all of them is not used any more."""
 
 TELL_SECONDS = 5.0
 """Time between two lines of the log about one restoration."""
@@ -93,6 +97,8 @@ class Takeover:
     def __init__(self, state: State, number: int, sets: SupportSets | None = None) -> None:
         self.number = number
         self.lost = 0
+        self.owners: list[tuple[bytes, int]] = []
+        """What its position records say of whose the partition was, this takeover the last."""
         self._state = state
         # The writer first: from here on no earlier owner can move the committed offset.
         self.writer = state.log.writer(f"{state.settings.group_id}-{number}")
@@ -182,6 +188,8 @@ class Takeover:
         if found != self._committed:
             self._wait_or_refuse(found)
             return None
+        before = newest.owners[1 - OWNERS :] if newest else []
+        self.owners = [*before, (secrets.token_bytes(8), bounds.end)]
         return Restoration(self._state.log, self._state.changelog(self.number), self._sets, bounds)
 
     def _wait_or_refuse(self, found: int | None) -> None:

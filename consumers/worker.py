@@ -112,7 +112,9 @@ class Worker:
 
     def hold(self, takeover: Takeover) -> None:
         """Hold the partition of a takeover that is done."""
-        self.held[takeover.number] = Partition(takeover.number, takeover.writer, takeover.sets, takeover.offset, takeover.lost)
+        self.held[takeover.number] = Partition(
+            takeover.number, takeover.writer, takeover.sets, takeover.offset, takeover.owners, takeover.lost
+        )
         self._observe_users()
 
     def give_up(self, number: int) -> SupportSets:
@@ -351,6 +353,7 @@ class Worker:
             model_version=self.versions.version,
             tables=self.tables.positions(partition.number),
             changelog=partition.support.changelog,
+            owners=partition.owners,
         )
         return Message(self.topics["support"], POSITION_KEY, encode(position), partition.number)
 

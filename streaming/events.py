@@ -172,6 +172,8 @@ class Position(msgspec.Struct, frozen=True):
 
     ``tables`` are the positions up to which users and items had been read when the step was made, ``users`` the number of ordinals given.
     ``changelog`` is a random name that the partition's first step gave it: a local store that names another is of another log.
+    ``owners`` are the last takeovers of the partition, each by a random name and where in ``support`` it began: a local store that goes
+    beyond where the next owner began has what the log has lost since.
     """
 
     offset: int
@@ -179,6 +181,7 @@ class Position(msgspec.Struct, frozen=True):
     model_version: int
     tables: dict[str, int]
     changelog: str = ""
+    owners: list[tuple[bytes, int]] = []
     format: int = FORMAT
 
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from streaming.errors import BrokerUnreachable
+from streaming.errors import BrokerUnreachable, OffsetOutOfRange
 from streaming.risks import Risk, risks
 
 if TYPE_CHECKING:
@@ -331,23 +331,37 @@ def at_hand(reader: Reader, *, at_once: int) -> Iterator[list[Record]]:
             return
 
 
-def present(log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, since: int = 0) -> Iterator[Record]:
+def present(
+    log: Log, tps: Iterable[TopicPartition], *, at_once: int = 1000, since: int = 0, on_lost: Callable[[], object] | None = None
+) -> Iterator[Record]:
     """Yield every record that the partitions hold now, from offset ``since`` on, partitions by turns, each in offset order.
 
-    ``at_once`` of them are read in one go.
+    ``at_once`` of them are read in one go. Where retention removes what comes next while it is waited for, ``on_lost`` is called, and
+    reading goes on with what is kept.
 
-    Raises `UnknownTopic`, and `LogUnavailable` where nothing comes for 30 s although an end has not been reached.
+    Raises `UnknownTopic`, `LogUnavailable` where nothing comes for 30 s although an end has not been reached, and, without ``on_lost``,
+    `OffsetOutOfRange` where retention was faster.
     """
     bounds = log.bounds(tps)
     unread = {tp: max(start, since) for tp, (start, end) in bounds.items() if max(start, since) < end}
     if not unread:
         return
     with log.reader() as reader:
-        reader.assign(unread)
-        for batch in catch_up(log, reader, unread, at_once=at_once):
-            for record in batch:
-                if record.offset < bounds[TopicPartition(record.topic, record.partition)].end:
-                    yield record
+        while unread:
+            reader.assign(unread)
+            try:
+                for batch in catch_up(log, reader, unread, at_once=at_once):
+                    for record in batch:
+                        if record.offset < bounds[TopicPartition(record.topic, record.partition)].end:
+                            yield record
+            except OffsetOutOfRange:
+                if on_lost is None:
+                    raise
+                on_lost()
+                kept = {tp: max(reader.position(tp), each.start) for tp, each in log.bounds(unread).items()}
+                unread = {tp: position for tp, position in kept.items() if position < bounds[tp].end}
+            else:
+                return
 
 
 def catch_up(log: Log, reader: Reader, tps: Iterable[TopicPartition], *, at_once: int = 1000) -> Iterator[list[Record]]:

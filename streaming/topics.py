@@ -36,7 +36,8 @@ def topics(prefix: str = "", partitions: int = 8) -> dict[str, Topic]:
 
     return {
         "interactions": kept("interactions", partitions),
-        "users": compacted("users", partitions),
+        # A null is all that says that somebody is to be forgotten, however long the worker that is to do it stays away.
+        "users": compacted("users", partitions)._replace(retention_ms=None),
         # Every worker reads all items, so partitions would only cost: with one, a single offset says how far a worker has read.
         "items": compacted("items", 1),
         "requests": kept("requests", partitions),

@@ -51,6 +51,7 @@ class TopicSource:
         if found is None:
             raise UnknownTopic(f"there is no topic {topic} in {place or 'this log'}")
         self.topic = found
+        self.place = place
         self.name = f"{place} {topic}".strip()
         self.timed = timed
         self.log = log

@@ -216,19 +216,20 @@ def test_settings_that_decide_what_an_event_is_must_be_the_same(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["control", "candidate"])
 def test_a_folder_with_a_log_that_no_backtest_left_is_refused(name: str, tmp_path: Path) -> None:
     log = tmp_path / f"{name}.db"
-    with pytest.raises(SourceError, match="is the live log"):
-        begin(Files(tmp_path), {}, small(log))
+    with pytest.raises(SourceError, match="is a log that the backtest reads"):
+        begin(Files(tmp_path), {}, ["kafka:here:9092", f"embedded:{log}"])
     log.write_bytes(b"somebody's")
     with pytest.raises(SourceError, match="not one that a backtest left"):
-        begin(Files(tmp_path), {}, live_settings(tmp_path))
+        begin(Files(tmp_path), {}, [live_settings(tmp_path).broker])
     assert log.read_bytes() == b"somebody's"
 
 
 def test_the_runs_have_nothing_of_what_is_live(tmp_path: Path) -> None:
-    live = live_settings(tmp_path, topic_prefix="live.", group="workers", metrics={"enabled": True})
+    live = live_settings(tmp_path, topic_prefix="live.", group="workers", metrics={"enabled": True}, worker={"state_dir": str(tmp_path)})
     settings = own(live, tmp_path / "own.db")
     assert (settings.broker, settings.topic_prefix, settings.group_id) == (f"embedded:{tmp_path / 'own.db'}", "", "backtest")
     assert not settings.metrics.enabled
+    assert settings.worker.state_dir == ""
     assert settings.digest() == live.digest()
 
 

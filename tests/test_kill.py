@@ -60,10 +60,10 @@ def result(settings: Settings) -> Result:
 
 
 def unnamed(key: bytes | None, value: bytes | None) -> bytes | None:
-    """A record's value, but for the name of the changelog, which is random."""
+    """A record's value, but for the names of the changelog and of takeovers, which are random."""
     if key != POSITION_KEY:
         return value
-    return encode(msgspec.structs.replace(decode(value, Position, what="position"), changelog=""))
+    return encode(msgspec.structs.replace(decode(value, Position, what="position"), changelog="", owners=[]))
 
 
 def sha256(values: list[bytes]) -> str:

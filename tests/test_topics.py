@@ -40,7 +40,8 @@ def test_the_prefix_is_in_the_name_and_not_in_the_key() -> None:
 
 def test_removals_are_remembered_for_a_week_and_nothing_is_dropped_unless_settings_say_so() -> None:
     for name, topic in topics().items():
-        assert topic.retention_ms == (7 * 24 * 3600 * 1000 if topic.cleanup == "compact" else None), name
+        # Of a user a removal is all that says who is to be forgotten.
+        assert topic.retention_ms == (7 * 24 * 3600 * 1000 if topic.cleanup == "compact" and name != "users" else None), name
         assert topic.retention_bytes is None
         assert topic.max_record_bytes == 1_000_000
 
@@ -54,6 +55,14 @@ def test_on_kafka_what_is_compacted_is_cut_into_small_segments_that_hold_the_lar
             assert int(configs["segment.bytes"]) > int(configs["max.message.bytes"])
         else:
             assert "segment.bytes" not in configs
+
+
+@pytest.mark.parametrize(("kept", "segment"), [(1 << 20, 64 << 20), (1 << 30, 128 << 20), (1 << 40, 1 << 30)])
+def test_on_kafka_what_is_kept_by_size_goes_by_segments_that_are_a_part_of_it(kept: int, segment: int) -> None:
+    configs = to_configs(topics()["updates"]._replace(retention_bytes=kept), 0)
+    assert (configs["retention.bytes"], configs["segment.bytes"]) == (str(kept), str(segment))
+    assert to_configs(topics()["requests"]._replace(retention_ms=86_400_000), 0)["segment.ms"] == str(3 * 3_600_000)
+    assert "segment.ms" not in to_configs(topics()["scores"], 0), "what is kept for ever may have Kafka's own"
 
 
 def test_no_partitions_are_refused() -> None:

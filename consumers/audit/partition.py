@@ -59,13 +59,22 @@ class _Head(msgspec.Struct):
 class PartitionAudit:
     """Walks along one partition. `steps` yields what is to be scored again; the rest is checked on the way, and at its end."""
 
-    def __init__(self, log: Log, settings: Settings, topics: dict[str, Topic], number: int, users: ProfileHistory, found: Findings) -> None:
+    def __init__(
+        self,
+        log: Log,
+        settings: Settings,
+        topics: dict[str, Topic],
+        number: int,
+        changelog: Changelog,
+        users: ProfileHistory,
+        found: Findings,
+    ) -> None:
         self.log, self.settings, self.number, self.users, self.found = log, settings, number, users, found
         self.names = {name: topic.name for name, topic in topics.items()}
         self.partitions = topics["interactions"].partitions
         self.limits = settings.event_limits()
         self.tp = TopicPartition(self.names["interactions"], number)
-        self.changelog = Changelog(log, TopicPartition(self.names["support"], number))
+        self.changelog = changelog
         self.start = log.bounds([self.tp])[self.tp].start
         self.end = self.changelog.position.offset if self.changelog.position else 0
         """The offset up to which support sets, and so scores, are made."""
@@ -74,13 +83,22 @@ class PartitionAudit:
         self._forgets = deque(sorted((since, user) for user, since in self.changelog.forgotten.items()))
         self._nulls = deque(users.nulls())
         self.fold = Fold(settings.worker.support_size, settings.worker.max_users, cut=self.start > 0)
-        self._cut = {name: self._is_cut(TopicPartition(self.names[name], at)) for name, at in (("scores", number), ("dead-letters", 0))}
         self._plans = Plans(log, TopicPartition(self.names["updates"], number))
         self._scores = Places(self._read_scores(), self._stray_score)
         self._letters = Places(self._read_letters(), self._stray_letter)
 
-    def _is_cut(self, tp: TopicPartition) -> bool:
+    def _is_cut(self, name: str) -> bool:
+        """Whether retention has removed something of scores or dead letters by now: it goes on while the audit reads."""
+        tp = TopicPartition(self.names[name], self.number if name == "scores" else 0)
         return self.log.bounds([tp])[tp].start > 0
+
+    def _from_first(self, records: Iterator[Record]) -> Iterator[Record]:
+        """The partition's records; where retention has moved on since the audit was made, it begins with the first that there is."""
+        for record in records:
+            if self.events == self.done - self.start == 0 and record.offset > self.start and self.log.bounds([self.tp])[self.tp].start:
+                self.start = self.done = record.offset
+                self.fold.cut = True
+            yield record
 
     def _read_scores(self) -> Iterator[tuple[int, Score]]:
         tp = TopicPartition(self.names["scores"], self.number)
@@ -118,11 +136,9 @@ class PartitionAudit:
 
     def steps(self, since: int = 0, limit: int | None = None) -> Iterator[Step]:
         """Steps with what is to be scored again: the first ``limit`` scores of events from offset ``since`` on, all without a limit."""
-        if self.start:
-            self.found.beyond("interactions removed by retention", self.number, 0, self.start - 1, self.start)
         step: Step | None = None
         taken = 0
-        for record in present(self.log, [self.tp]):
+        for record in self._from_first(present(self.log, [self.tp])):
             if record.offset >= self.end:
                 break
             self.done = record.offset + 1
@@ -148,6 +164,8 @@ class PartitionAudit:
             step.scored.append(Scored(score, _task(event, before.entries), sure))
         if step is not None:
             yield step
+        if self.start:
+            self.found.beyond("interactions removed by retention", self.number, 0, self.start - 1, self.start)
         self._finish()
 
     def _forget(self, offset: int, plan: Plan | None) -> None:
@@ -172,7 +190,7 @@ class PartitionAudit:
             event = decode_interaction(record, self.limits, partitions=self.partitions)
         except Malformed as error:
             if letter is None:
-                if self._cut["dead-letters"] and not self._letters.begun:
+                if not self._letters.begun and self._is_cut("dead-letters"):
                     self.found.beyond("dead letter removed by retention", self.number, record.offset)
                 else:
                     self.found.differs("dead letter missing", place, str(error))
@@ -193,7 +211,7 @@ class PartitionAudit:
         """The event's score, if it is there and names what it should."""
         score, place = self._scores.at(offset), self._place(offset)
         if score is None:
-            if self._cut["scores"] and not self._scores.begun:
+            if not self._scores.begun and self._is_cut("scores"):
                 self.found.beyond("score removed by retention", self.number, offset)
             else:
                 self.found.differs("score missing", place, f"of user {event.user!a}, item {event.item!a}")

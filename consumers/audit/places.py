@@ -69,10 +69,14 @@ class Plans:
         self.cut = log.bounds([updates])[updates].start > 0
         self._plans = (
             decode(value, Plan, what=f"{updates.topic}[{updates.partition}] at offset {record.offset}")
-            for record, value in values(present(log, [updates], at_once=LARGE_AT_ONCE))
+            for record, value in values(present(log, [updates], at_once=LARGE_AT_ONCE, on_lost=self._lose))
         )
         self._next = next(self._plans, None)
         self.begun = False
+
+    def _lose(self) -> None:
+        """Retention was faster than the audit: what it has removed is like what it had removed before."""
+        self.cut, self.begun = True, False
 
     def at(self, offset: int) -> Plan | None:
         """The plan of the step that scored what stands at ``offset``, None where no update tells it. Offsets are asked for in order."""

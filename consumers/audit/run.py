@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import numpy as np
 
+from consumers.audit.changelog import Changelog
 from consumers.audit.findings import Difference, Findings, Reach
 from consumers.audit.partition import PartitionAudit, Scored, Step
 from consumers.audit.profiles import ProfileHistory
@@ -77,9 +79,11 @@ def audit(
         raise UnknownTopic(f"{topics['interactions'].name} has partitions 0 to {count - 1}, not {wrong[0]}")
     found, limits = Findings(), settings.event_limits()
     model = Mamo(settings.model, settings.feature_schema, (settings.rating.minimum, settings.rating.maximum), seed=settings.seed)
+    # Before the profiles: whatever the steps up to there have read of these is there then.
+    changelogs = {n: Changelog(log, TopicPartition(topics["support"].name, n)) for n in numbers}
     items = ProfileHistory(log, TopicPartition(topics["items"].name, 0), model.items, limits, topics["items"].partitions)
     users = {n: ProfileHistory(log, TopicPartition(topics["users"].name, n), model.users, limits, count) for n in numbers}
-    walks = [PartitionAudit(log, settings, topics, number, users[number], found) for number in numbers]
+    walks = [PartitionAudit(log, settings, topics, number, changelogs[number], users[number], found) for number in numbers]
     # Read last: every version that a score so far names is there.
     versions = VersionWalk(log, {name: topic.name for name, topic in topics.items()}, settings.digest(), model)
     recomputation = Recomputation(model, versions, items, users, found)
@@ -139,7 +143,7 @@ class Recomputation:
         if (sd is None) != (stated.sd is None):
             off = float("inf")
         elif sd is not None and stated.sd is not None:
-            off = max(off, abs(sd - stated.sd))
+            off = float(np.maximum(off, abs(sd - stated.sd)))  # What is not a number stays so, and is no more than nothing.
         if off <= TOLERANCE:
             self.made += 1
             self.deviation = max(self.deviation, off)

@@ -44,7 +44,12 @@ class VersionWalk:
         self.first = 0 if not cut else min(self._slots, default=self._next.version if self._next else 0)
 
     def _values(self, tp: TopicPartition) -> Iterator[tuple[Record, bytes]]:
-        return values(present(self._log, [tp], at_once=LARGE_AT_ONCE))
+        return values(present(self._log, [tp], at_once=LARGE_AT_ONCE, on_lost=self._lose))
+
+    def _lose(self) -> None:
+        """Retention was faster than the audit: what comes next is as what comes first where it had cut before."""
+        self.at = self._read = None
+        self._slots = {decode(value, _Number, what="snapshot").version: slot for slot, value in self._snapshot_values()}
 
     def _snapshot_values(self) -> Iterator[tuple[bytes, bytes]]:
         """Every complete snapshot, by its slot. Chunks left over from an older, longer one in the same slot are passed over."""
@@ -67,7 +72,8 @@ class VersionWalk:
             elif following is not None and following <= wanted:
                 assert self._next is not None  # noqa: S101 - it has the number
                 self._take(self._next)
-                self._read, self._next = following, next(self._versions, None)
+                self._read = following
+                self._next = next(self._versions, None)  # which may find that what comes next is gone: `_lose`
             else:
                 break
         if self.at == wanted:

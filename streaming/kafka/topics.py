@@ -47,6 +47,12 @@ def to_configs(topic: Topic, min_insync: int) -> dict[str, str]:
     if topic.cleanup == "delete":
         configs["retention.ms"] = str(-1 if topic.retention_ms is None else topic.retention_ms)
         configs["retention.bytes"] = str(-1 if topic.retention_bytes is None else topic.retention_bytes)
+        # What is to go goes by whole segments, and of the last one nothing: Kafka's own are a gigabyte, and a week.
+        if topic.retention_bytes is not None:
+            least = max(SEGMENT_BYTES, 2 * (topic.max_record_bytes + ROOM_BYTES))
+            configs["segment.bytes"] = str(min(1 << 30, max(least, topic.retention_bytes // 8)))
+        if topic.retention_ms is not None:
+            configs["segment.ms"] = str(min(7 * DAY_MS, max(HOUR_MS, topic.retention_ms // 8)))
     else:
         configs["delete.retention.ms"] = str(FOREVER if topic.retention_ms is None else topic.retention_ms)
         # The segment that is written to is never compacted: what a user wants forgotten must not wait there for a week. And whoever

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from streaming.codec import decode
@@ -81,6 +82,13 @@ def misfit(covered: Covered, bounds: Bounds, newest: Position | None, removals_k
     if covered.offset < bounds.start:
         return f"it goes to offset {covered.offset} of the changelog, which begins at {bounds.start} now"
     held = None if covered.position is None else decode(covered.position, Position, what="position record of a local store")
+    if held is not None and newest is not None and held.owners and newest.owners:
+        following = {name: begin for (name, _), (_, begin) in pairwise([*newest.owners, (b"", covered.offset)])}
+        end = following.get(held.owners[-1][0])
+        if end is None:
+            return "it was left by an owner of the partition whom the changelog does not know, or no more"
+        if covered.offset > end:
+            return f"it goes to offset {covered.offset} of the changelog, whose next owner began at {end}: the log has lost records"
     if held is not None and (newest is None or held.offset > newest.offset):
         return f"it goes to offset {held.offset} of interactions, the changelog only to {newest.offset if newest else 0}"
     age = now_ms - covered.timestamp
