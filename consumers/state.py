@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from consumers.partition import Partition
 from streaming.errors import Fenced, LogError, OffsetOutOfRange, StoreDamaged, StoreFull, StoreLocked
 from streaming.log import NEAR_END, TopicPartition
 from streaming.store.file import Place
@@ -137,6 +138,10 @@ class Takeover:
         """The support sets, once they are restored."""
         assert self._sets is not None, "there are none before advance() has returned True"  # noqa: S101
         return self._sets
+
+    def partition(self) -> Partition:
+        """The partition as it is held from now on, once its support sets are restored."""
+        return Partition(self.number, self.writer, self.sets, self.offset, self.owners, self.lost)
 
     @property
     def share(self) -> float:

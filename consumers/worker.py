@@ -112,9 +112,7 @@ class Worker:
 
     def hold(self, takeover: Takeover) -> None:
         """Hold the partition of a takeover that is done."""
-        self.held[takeover.number] = Partition(
-            takeover.number, takeover.writer, takeover.sets, takeover.offset, takeover.owners, takeover.lost
-        )
+        self.held[takeover.number] = takeover.partition()
         self._observe_users()
 
     def give_up(self, number: int) -> SupportSets:

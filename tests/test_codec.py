@@ -66,7 +66,16 @@ features = st.dictionaries(st.text(), numbers | st.text() | st.lists(st.text()))
 
 @given(
     st.builds(events.Support, st.lists(st.tuples(st.text(), numbers, int64)), sources, int64, int64, formats)
-    | st.builds(events.Position, int64, int64, int64, st.dictionaries(st.text(), int64), st.text(), formats)
+    | st.builds(
+        events.Position,
+        int64,
+        int64,
+        int64,
+        st.dictionaries(st.text(), int64),
+        st.text(),
+        st.lists(st.tuples(st.binary(), int64)),
+        formats,
+    )
     | st.builds(events.Profile, features)
 )
 def test_records_come_back_as_they_went(record: msgspec.Struct) -> None:
