@@ -29,6 +29,9 @@ ALONE_SECONDS = 0.5
 PAUSE_SECONDS = 0.5
 """How long to wait for word of a new assignment after a step was fenced, before the partition is taken back."""
 
+VERSION_SECONDS = 10.0
+"""How long to wait for the model version that the last owner of a partition had."""
+
 logger = structlog.get_logger()
 
 
@@ -123,6 +126,8 @@ class Moving:
                 self._system.metrics.fenced.inc()
                 self._void[number] = time.monotonic() + PAUSE_SECONDS, self._takeovers.pop(number).give_up()
                 continue
+            if restored and self._behind(takeover):
+                continue
             if restored:
                 del self._takeovers[number]
                 self._worker.hold(takeover)
@@ -135,6 +140,14 @@ class Moving:
         shares = [takeover.share for takeover in self._takeovers.values()]
         detail = f"being restored: {len(shares)} partitions, the first of them {shares[0]:.0%}" if shares else ""
         self._system.health.restored(done=not shares, detail=detail)
+
+    def _behind(self, takeover: Takeover) -> bool:
+        """Whether a partition's last step was made at a version that is still to come here, and will: no score goes back to an older one.
+
+        Nothing is waited for in vain: where the model has been lost, there is none to come.
+        """
+        versions = self._worker.versions
+        return takeover.version > versions.version and time.monotonic() - takeover.restored_at < VERSION_SECONDS
 
     def idle(self) -> None:
         """Nothing waits for a step: follow the changelogs of others."""

@@ -98,6 +98,10 @@ class Takeover:
     def __init__(self, state: State, number: int, sets: SupportSets | None = None) -> None:
         self.number = number
         self.lost = 0
+        self.version = 0
+        """The model version of the last step before the takeover."""
+        self.restored_at = 0.0
+        """When all was read, by the monotonic clock; 0 before."""
         self.owners: list[tuple[bytes, int]] = []
         """What its position records say of whose the partition was, this takeover the last."""
         self._state = state
@@ -159,6 +163,8 @@ class Takeover:
         Raises `Fenced` where another has taken the partition over meanwhile, `LogError` where support sets and committed offset do not
         belong together, and as `Restoration.advance` does.
         """
+        if self.restored_at:
+            return True
         try:
             if self._restoration is None:
                 self._restoration = self._begin(beat)
@@ -175,6 +181,7 @@ class Takeover:
         self._tell(done=done)
         if done:
             self._restoration.close()
+            self.restored_at = time.monotonic()
         return done
 
     def _begin(self, beat: Callable[[], None]) -> Restoration | None:
@@ -194,6 +201,7 @@ class Takeover:
             self._wait_or_refuse(found)
             return None
         before = newest.owners[1 - OWNERS :] if newest else []
+        self.version = newest.model_version if newest else 0
         self.owners = [*before, (secrets.token_bytes(8), bounds.end)]
         return Restoration(self._state.log, self._state.changelog(self.number), self._sets, bounds)
 

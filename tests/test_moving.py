@@ -404,3 +404,28 @@ def test_a_store_that_turns_out_to_be_damaged_is_rebuilt_while_the_others_go_on(
     assert (tmp_path / "state" / "coldstream-2.db.set-aside").exists()
     assert hand.system.metrics.registry.get_sample_value("coldstream_stores_set_aside_total") == 1
     assert broken(settings) == []
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["it comes", "it was lost"])
+def test_no_step_is_made_at_an_older_version_than_the_last_owners(
+    tmp_path: Path, hands: list[Hand], monkeypatch: pytest.MonkeyPatch, *, comes: bool
+) -> None:
+    settings = settings_of(tmp_path)
+    fill(settings, STREAM.messages[:300])
+    first = Hand(settings)
+    first.worker.versions.version = 7  # as a worker that reads the model faster than others
+    first.until_idle()
+    first.leave()
+    fill(settings, STREAM.messages[300:])
+    hands.append(second := Hand(settings))
+    if not comes:
+        monkeypatch.setattr("consumers.moving.VERSION_SECONDS", 0.3)
+    began = time.monotonic()
+    second.turn(20)
+    assert (second.worker.held, second.moving.busy) == ({}, True)
+    if comes:
+        second.worker.versions.version = 7
+    second.until_idle()
+    assert sorted(second.worker.held) == list(range(PARTITIONS))
+    assert comes or time.monotonic() - began >= 0.3
+    assert any("names version 0, after 7" in finding.text for finding in broken(settings)) == (not comes)

@@ -59,7 +59,8 @@ class KafkaReader(Reader):
         with self._log.client.told("assigning partitions", "READ"):
             self._consumer.assign([kafka.TopicPartition(*tp) for tp in positions])
             # The client leaves a partition paused that was assigned before.
-            self._paused &= self._positions.keys()
+            self._consumer.resume(*(kafka.TopicPartition(*tp) for tp in positions))
+            self._paused = frozenset()
             for tp, position in positions.items():
                 if position >= 0:
                     self._consumer.seek(kafka.TopicPartition(*tp), position)
