@@ -67,6 +67,13 @@ def given(model: Mamo, tasks: Sequence[Task]) -> Given:
     batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
     p_u = model.users.embed(batch.user_rows, batch.user_weights, model.user_table.values).flatten(1)
     p_i = model.items.embed(batch.item_rows, batch.item_weights, model.item_table.values)[..., :-1].flatten(1)
+    support = batch.support.padded()
+    asked = embedding(batch.item_of[batch.query_items], p_i)
+    return Given(personal(model, p_u), p_u, embedding(batch.item_of[support.items], p_i), support.ratings, asked)
+
+
+def personal(model: Mamo, p_u: Tensor) -> Theta:
+    """The parameters that users with profiles (B, d_u) begin with: phi, shifted by the memories, and M_uI (Eq. 7, 9)."""
     attention = model.memory.attention(p_u, model.settings.temperature, centred=model.settings.centred)
     count = len(p_u)
     theta = {name: value.expand(count, *value.shape) for name, value in model.phi.items()}
@@ -76,9 +83,7 @@ def given(model: Mamo, tasks: Sequence[Task]) -> Given:
         for name, b in zip(model.user_names, shift, strict=True)
     }
     theta["mixing"] = (attention @ model.memory.mixing.flatten(1)).view(-1, *model.memory.mixing.shape[1:])
-    support = batch.support.padded()
-    asked = embedding(batch.item_of[batch.query_items], p_i)
-    return Given(theta, p_u, embedding(batch.item_of[support.items], p_i), support.ratings, asked)
+    return theta
 
 
 def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
@@ -88,9 +93,9 @@ def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
     profile beside each interaction, and look profiles up whenever the module is called. For the same arithmetic all of a support is one
     batch here, steps are plain and not clipped, and no gradient goes on to the rows that profiles are made of.
     """
-    start, scores = given(model, tasks), []
     batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
-    own = Recommender({name: value[0] for name, value in start.theta.items()})
+    theta = personal(model, model.users.embed(batch.user_rows, batch.user_weights, model.user_table.values).flatten(1))
+    own, scores = Recommender({name: value[0] for name, value in theta.items()}), []
 
     def profiles(user: int, items: Tensor) -> list[Tensor]:
         """The encoded profiles of a user, repeated, and of items: rows and weights of each."""
@@ -106,7 +111,7 @@ def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
 
     for user, (begin, end) in enumerate(pairwise(batch.support.bounds.tolist())):
         rated, ratings = profiles(user, batch.support.items[begin:end]), batch.support.ratings[begin:end]
-        own.begin({name: value[user] for name, value in start.theta.items()})
+        own.begin({name: value[user] for name, value in theta.items()})
         optimiser = torch.optim.SGD(own.parameters(), lr=model.settings.inner_rate)
         for _ in range(model.settings.inner_steps):
             loss = mse_loss(score(*rated), ratings)

@@ -264,44 +264,38 @@ def _overtaken(log: Log, topics: dict[str, Topic], drafts: Sequence[Draft]) -> d
     """Why letters may not be sent back although they are valid, by position: a newer profile came, or their user was forgotten."""
     wanted: dict[TopicPartition, dict[bytes, Record | None]] = {}
     for draft in drafts:
-        wanted.setdefault(_table(topics, draft), {})[draft.message.key or b""] = None
+        for tp in (_table(topics, draft), *_users(topics, draft)):
+            wanted.setdefault(tp, {})[draft.message.key or b""] = None
     for tp, newest in wanted.items():
         for found in present(log, [tp]):
             if found.key in newest:
                 newest[found.key] = found
-    nulls = _nulls(log, topics, [draft for draft in drafts if draft.plain == "interactions"])
     refused = {}
     profiles: set[tuple[TopicPartition, bytes]] = set()
     # The newest of several letters of one profile counts.
     for draft in reversed(drafts):
         tp, key = _table(topics, draft), draft.message.key or b""
-        record = wanted[tp][key]
+        record, profiles_of = wanted[tp][key], [wanted[users][key] for users in _users(topics, draft)]
         if draft.plain != "interactions" and (tp, key) in profiles:
             refused[draft.letter.position] = "a later letter of the same profile is sent"
         elif record is not None and (why := _later(draft, record)):
             refused[draft.letter.position] = why
-        elif draft.plain == "interactions" and nulls.get(key, -1) >= draft.letter.at:
+        elif any(profile is not None and profile.value is None and profile.timestamp >= draft.letter.at for profile in profiles_of):
+            # A step may not have read it yet, or the trace it left be gone with an eviction.
             refused[draft.letter.position] = "its user was forgotten since, or is about to be"
         elif draft.plain != "interactions":
             profiles.add((tp, key))
     return refused
 
 
-def _nulls(log: Log, topics: dict[str, Topic], drafts: Sequence[Draft]) -> dict[bytes, int]:
-    """When the users of events were last said to be forgotten, by key: a step may not have read it, or eviction have removed its trace."""
-    wanted, found = {draft.message.key or b"" for draft in drafts}, dict[bytes, int]()
-    tables = {TopicPartition(topics["users"].name, draft.message.partition or 0) for draft in drafts}
-    for record in present(log, tables) if tables else ():
-        if record.key in wanted:
-            found.pop(record.key, None)
-            if record.value is None:
-                found[record.key] = record.timestamp
-    return found
-
-
 def _table(topics: dict[str, Topic], draft: Draft) -> TopicPartition:
     """Where something newer than the draft would stand."""
     return TopicPartition(topics["support" if draft.plain == "interactions" else draft.plain].name, draft.message.partition or 0)
+
+
+def _users(topics: dict[str, Topic], draft: Draft) -> list[TopicPartition]:
+    """Where it would stand that the user of an event is to be forgotten."""
+    return [TopicPartition(topics["users"].name, draft.message.partition or 0)] if draft.plain == "interactions" else []
 
 
 def _later(draft: Draft, record: Record) -> str | None:

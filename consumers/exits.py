@@ -57,12 +57,10 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.SourceError, Exit.DATA),
     (errors.Malformed, Exit.DATA),
     (NoAnswer, Exit.NO_ANSWER),
+    (ConnectionError, Exit.UNEXPECTED),
+    (TimeoutError, Exit.UNEXPECTED),
     # Files that the user named: a journal, a folder for the report.
-    (FileNotFoundError, Exit.DATA),
-    (FileExistsError, Exit.DATA),
-    (NotADirectoryError, Exit.DATA),
-    (IsADirectoryError, Exit.DATA),
-    (PermissionError, Exit.DATA),
+    (OSError, Exit.DATA),
     (KeyboardInterrupt, Exit.INTERRUPTED),
 )
 """The first that fits counts, so the special ones stand before their bases."""
@@ -72,6 +70,4 @@ def exit_of(error: BaseException) -> Exit:
     """The exit code that says what ``error`` was."""
     if isinstance(error, Interrupted):
         return Exit(128 + error.signal)
-    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, ConnectionError):
-        return Exit.DATA
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.UNEXPECTED)

@@ -103,10 +103,8 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
 def read(system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float) -> dict[TopicPartition, list[Record]]:
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
 
-    ``only`` are the partitions to read, None for all.
-
-    The first of them is waited for ``wait`` seconds. While a step takes longer than a linger, the next micro-batch fills meanwhile and
-    nobody waits for more of it.
+    Of the partitions ``only``, None for all. The first of them is waited for ``wait`` seconds. While a step takes longer than a linger,
+    the next micro-batch fills meanwhile and nobody waits for more of it.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):

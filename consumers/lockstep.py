@@ -75,9 +75,8 @@ def run(
                 worker.tables.advance()
             for tp in partitions:
                 # Where no interaction comes, whoever is to be forgotten is forgotten all the same.
-                while tp not in ready and worker.tables.waiting(tp.partition) and not stop:
+                if tp not in ready and worker.tables.waiting(tp.partition):
                     worker.step(tp.partition, [], system.settings.group_id)
-                    system.health.beat()
             if not ready:
                 answer(system, requests, {tp.partition: reader.position(tp) for tp in partitions})
                 if until_end:

@@ -12,8 +12,9 @@ import structlog
 from consumers.logs import masked_text
 from streaming.brokers import open_log
 from streaming.deadletters import LETTER_BYTES
-from streaming.errors import LogUnavailable, TopicMismatch
+from streaming.errors import LogUnavailable
 from streaming.readonly import ReadOnlyLog
+from streaming.risks import require_alike
 from streaming.topics import topics
 
 if TYPE_CHECKING:
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from streaming.health import Health
     from streaming.log import Log, Topic
     from streaming.metrics import Metrics
-
-
-def require_partitions(log: Log, wanted: Iterable[Topic]) -> None:
-    """Raise `TopicMismatch` where a topic has another number of partitions than wanted: its records would be looked for elsewhere."""
-    there = log.topics()
-    for topic in wanted:
-        if topic.name in there and there[topic.name].partitions != topic.partitions:
-            raise TopicMismatch.between(topic.name, there[topic.name][1:3], topic[1:3])
 
 
 INTERACTION_BYTES = 32
@@ -90,6 +83,14 @@ def endpoint(settings: Settings, metrics: Metrics, health: Health) -> Iterator[N
             raise
 
 
+def require_topics(log: Log, wanted: Iterable[Topic]) -> None:
+    """Raise `TopicMismatch` where a topic of the log is another than wanted, so that users would be looked for where they are not."""
+    there = log.topics()
+    for topic in wanted:
+        if (found := there.get(topic.name)) is not None:
+            require_alike(topic, found.partitions, found.cleanup)
+
+
 def topics_of(settings: Settings) -> dict[str, Topic]:
     """Every topic by its plain name, with the prefix, partitions, retention and sizes of the settings."""
     kept = settings.topics.retention_ms
@@ -100,7 +101,7 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
         "dead-letters": kept.dead_letters,
     }
     sizes = {"updates": settings.topics.updates_bytes, "model": settings.topics.model_bytes}
-    made = {}
+    made, least = {}, least_bytes(settings)
     for name, topic in topics(settings.topic_prefix, settings.topics.partitions).items():
         if name in retention:
             topic = topic._replace(retention_ms=retention[name] or None)  # noqa: PLW2901
@@ -108,7 +109,7 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
             # By size alone: how far back they reach is a matter of disk, not of days.
             topic = topic._replace(retention_bytes=sizes[name])  # noqa: PLW2901
         # What a valid event leads to, and the letter of one that is not, must find room, or the stream would stop there.
-        made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least_bytes(settings).get(name, 0)))
+        made[name] = topic._replace(max_record_bytes=max(settings.topics.max_record_bytes, least.get(name, 0)))
     return made
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from model.mamo import Mamo
     from streaming.log import Log, Record, Topic
-    from streaming.validation import Limits
+    from streaming.validation import Count, Limits
 
 READ_AT_ONCE = 1000
 
@@ -41,7 +41,7 @@ class ProfileTables:
     along by the next one.
     """
 
-    def __init__(self, log: Log, topics: dict[str, Topic], model: Mamo, limits: Limits, group: str) -> None:
+    def __init__(self, log: Log, topics: dict[str, Topic], model: Mamo, limits: Limits, group: str, unknown: Count | None = None) -> None:
         self._log = log
         self._items = topics["items"]
         self._users = topics["users"]
@@ -49,6 +49,7 @@ class ProfileTables:
         self._model = model
         self._limits = limits
         self._group = group
+        self._unknown = unknown
         self._reader = log.reader()
         self._behind = False
         self._done: dict[TopicPartition, int] = {}
@@ -60,7 +61,6 @@ class ProfileTables:
         self._answers_for_items = False
         self._known: dict[int, set[str]] = {}
         """Users with a profile, by partition."""
-        self.unknown_fields = 0
 
     def assign(self, partitions: Collection[int]) -> None:
         """Hold the users of these partitions and drop those of all others; what is held already is not read again."""
@@ -109,7 +109,7 @@ class ProfileTables:
         new = record.offset >= self._done[tp] and (self._answers_for_items or not is_item)
         partitions = self._items.partitions if is_item else self._users.partitions
         try:
-            profile = decode_profile(record, self._limits, self._count_unknown, partitions=partitions)
+            profile = decode_profile(record, self._limits, self._unknown, partitions=partitions)
         except Malformed as error:
             if new:
                 self._waiting.setdefault(tp, []).append((record.offset, dead_letter_message(self._dead_letters, record, error)))
@@ -126,9 +126,6 @@ class ProfileTables:
         self._known.get(record.partition, set()).discard(key)
         if new:
             self._waiting.setdefault(tp, []).append((record.offset, key))
-
-    def _count_unknown(self, fields: int) -> None:
-        self.unknown_fields += fields
 
     def _of(self, partition: int) -> list[TopicPartition]:
         """The tables that a step of ``partition`` answers for."""

@@ -99,10 +99,8 @@ class Trainer:
         self.metrics = metrics
         # The writer first: from here on no other trainer can add a version to those read next.
         self.writer = log.writer(trainer_id(settings))
-        versions.catch_up()
+        versions.lead()
         self.folded = dict(versions.folded)
-        # One that stood by has followed versions, not the snapshots that were made meanwhile.
-        versions.look_for_snapshot()
         self._snapshot, self._slot = versions.snapshot, versions.slot
         self._joiner = Joiner()
         self._parts: dict[int, list[Lesson]] = {}
@@ -199,7 +197,7 @@ class Trainer:
         self.metrics.observe_version(made.version, made.made_at)
         return len(kept)
 
-    def _read(self, timeout: float, beat: Callable[[], object] = lambda: None) -> list[list[Lesson]]:
+    def _read(self, timeout: float, beat: Callable[[], object]) -> list[list[Lesson]]:
         """The meta-updates that are complete; ``folded`` then is the position after them.
 
         All that are in the log when the first of them is read, or so many that they are enough for a step: what a broker gives at once is

@@ -11,7 +11,6 @@ from streaming.chunks import Joiner, last_value, split
 from streaming.codec import decode, encode
 from streaming.errors import ChunkError, OtherSettings, VersionLost
 from streaming.events import Version
-from streaming.headers import VersionHeader
 from streaming.log import Message, TopicPartition, at_hand, catch_up
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Versions:
         self.made_at = 0
         self.folded: dict[int, int] = {}
         self.snapshot = 0
-        """Version of the newest snapshot, as of the start or of `look_for_snapshot`."""
+        """Version of the newest snapshot, as of the start or of `lead`."""
         self.slot: int | None = None
         """Where that snapshot is, None without one."""
         self.since_snapshot = 0
@@ -61,24 +60,33 @@ class Versions:
         self._reader = log.reader()
         self._start()
 
-    def look_for_snapshot(self) -> bytes | None:
-        """Note the newest snapshot in the log, and where it is; returns it, None where there is none."""
-        # Its chunks were written in one transaction, so the newest snapshot stands at the end.
-        newest = last_value(self.log, self._snapshots)
-        if newest is None:
-            return None
-        self.snapshot = decode(newest[1], VersionHeader, what=f"snapshot in {newest[0].topic}").version
-        self.slot = slot_of(newest[0])
-        return newest[1]
-
     def _start(self) -> None:
         start = self.log.bounds([self._model])[self._model].start
-        if (value := self.look_for_snapshot()) is not None:
-            snapshot = decode(value, Version, what=f"snapshot in {self._snapshots.topic}")
+        if (snapshot := self._newest_snapshot()) is not None:
             self._take(snapshot, whole=True)
             start = max(start, snapshot.position)
         self._reader.assign({self._model: start})
         self.catch_up()
+        self._began = self.version
+
+    def _newest_snapshot(self) -> Version | None:
+        """The newest snapshot in the log, None where there is none; which it is and where is noted."""
+        # Its chunks were written in one transaction, so the newest snapshot stands at the end.
+        if (newest := last_value(self.log, self._snapshots)) is None:
+            return None
+        record, value = newest
+        snapshot = decode(value, Version, what=f"snapshot in {record.topic}")
+        self.snapshot, self.slot = snapshot.version, slot_of(record)
+        return snapshot
+
+    def lead(self) -> None:
+        """Take on what is there, before versions and snapshots are made here: nobody else makes any from now on.
+
+        Whoever stood by has followed versions, and not the snapshots that were made meanwhile.
+        """
+        self.catch_up()
+        if self.version != self._began:
+            self._newest_snapshot()
 
     def catch_up(self) -> None:
         """Take on every version that is in the log now. Raises `LogUnavailable` where nothing comes for 30 s although there is more."""

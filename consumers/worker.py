@@ -89,7 +89,7 @@ class Worker:
         self.limits = settings.event_limits()
         self.partitions = topics["interactions"].partitions
         self.chunk_bytes = topics["updates"].max_record_bytes - 64
-        self.tables = ProfileTables(log, topics, self.model, self.limits, settings.group_id)
+        self.tables = ProfileTables(log, topics, self.model, self.limits, settings.group_id, self.count_unknown)
         self.state = State(log, settings, metrics, self.topics)
         self.held: dict[int, Partition] = {}
         self.histories = Histories(metrics)
@@ -334,11 +334,12 @@ class Worker:
         if not learned.lessons:
             return messages
         source = (self.topics["interactions"], number, records[0].offset, records[-1].offset + 1)
-        writes, plan = writes_to_wire(learned.writes), self.tables.positions(number)
+        writes, plan, versions = writes_to_wire(learned.writes), self.tables.positions(number), self.versions
         for group, gradient in learned.lessons:
             tensors, rows = gradient_to_wire(gradient)
-            made = self.versions.version, gradient.queries, tensors, rows, writes, plan, group.completes, self.versions.digest
-            update = Update(group.kind, source, *made)
+            update = Update(
+                group.kind, source, versions.version, gradient.queries, tensors, rows, writes, plan, group.completes, versions.digest
+            )
             writes = {}
             key = b"%d" % number
             messages += [Message(self.topics["updates"], key, part, number) for part in split(encode(update), self.chunk_bytes)]
@@ -368,7 +369,7 @@ class Worker:
         for letter in letters:
             reason = decode(letter.value or b"", DeadLetter, what="dead letter of a profile").reason
             reasons[reason] = reasons.get(reason, 0) + 1
-        unknown, self._unknown_fields, self.tables.unknown_fields = self._unknown_fields + self.tables.unknown_fields, 0, 0
+        unknown, self._unknown_fields = self._unknown_fields, 0
         appended = {record.offset: record.timestamp / 1000 for record in records}
         return StepReport(
             partition=number,

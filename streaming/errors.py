@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 
 class StreamError(Exception):
     """Base of all errors of this package."""
@@ -19,13 +17,6 @@ class UnknownTopic(LogError):
 
 class TopicMismatch(LogError):
     """A topic exists with settings that do not fit those asked for."""
-
-    @classmethod
-    def between(cls, name: str, found: tuple[int, str], wanted: tuple[int, str]) -> Self:
-        """The error that a topic was found with other partitions and cleanup than are wanted."""
-        if found[0] != wanted[0]:
-            return cls(f"topic {name} has {found[0]} partitions, and topics.partitions is {wanted[0]}: set it to {found[0]}")
-        return cls(f"topic {name} has cleanup {found[1]}, and needs {wanted[1]}")
 
 
 class RecordTooLarge(LogError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from streaming.errors import TopicMismatch
+
 if TYPE_CHECKING:
     from streaming.log import Topic
 
@@ -19,6 +21,16 @@ class Risk(NamedTuple):
     found: str
     needed: str
     loss: str
+
+
+def require_alike(wanted: Topic, partitions: int, cleanup: str) -> None:
+    """Raise `TopicMismatch` where a topic has other partitions or another cleanup than wanted: nobody can change that."""
+    if partitions != wanted.partitions:
+        raise TopicMismatch(
+            f"topic {wanted.name} has {partitions} partitions, and topics.partitions is {wanted.partitions}: set it to {partitions}"
+        )
+    if cleanup != wanted.cleanup:
+        raise TopicMismatch(f"topic {wanted.name} has cleanup {cleanup}, and needs {wanted.cleanup}")
 
 
 def risks(wanted: Iterable[Topic], existing: Mapping[str, Topic]) -> list[Risk]:

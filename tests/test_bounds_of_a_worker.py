@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -108,7 +108,7 @@ def test_requests_are_read_as_fast_as_they_are_answered(tmp_path: Path) -> None:
     settings = small(tmp_path / "log.db", worker=SMALL["worker"] | {"micro_batch": 256})
     fill(settings, Stream(20, garbage=0.0).messages)
     asked = {"request": "r", "user": "ann", "n": 1, "timestamp": T0}
-    fill(settings, [Message("requests", b"ann", packed_request(asked), 0) for _ in range(1000)])
+    fill(settings, [Message("requests", b"ann", msgspec.msgpack.encode(asked), 0) for _ in range(1000)])
     with System(settings) as system, system.log.reader() as reader:
         worker = system.worker()
         worker.tables.assign([0])
@@ -124,10 +124,6 @@ def test_requests_are_read_as_fast_as_they_are_answered(tmp_path: Path) -> None:
             most = max(most, len(requests))
         assert requests.at_once <= most <= requests.at_once + 256
         assert reader.position(events) == 20, "interactions are read on"
-
-
-def packed_request(fields: dict[str, Any]) -> bytes:
-    return packed() if not fields else msgspec.msgpack.encode(fields)
 
 
 def test_a_support_set_of_the_longest_ids_finds_room_whatever_the_limit_of_records_is(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_the_oldest_are_dropped_and_the_others_weighed(tmp_path: Path) -> None:
         trainer = system.trainer()
         ages = [0, 3, 4, 1]
         system.log.append([Message("updates", b"0", encode(stale(settings, trainer.version - age)), 0) for age in ages])
-        kept, dropped = trainer._choose(trainer._read(0.0))
+        kept, dropped = trainer._choose(trainer._read(0.0, lambda: None))
     assert [[part.weight for part in parts] for parts in kept] == [[1.0], [0.125], [0.5]]
     assert len(dropped) == 1
 
@@ -202,6 +202,6 @@ def test_off_nothing_is_touched(tmp_path: Path) -> None:
     with System(settings) as system:
         trainer: Trainer = system.trainer()
         system.log.append([Message("updates", b"0", encode(stale(settings, 0)), 0)])
-        ((lesson,),), _ = trainer._choose(trainer._read(0.0))
+        ((lesson,),), _ = trainer._choose(trainer._read(0.0, lambda: None))
         assert lesson.weight == 1.0
         assert count(system, "coldstream_updates_weighted_total") == 0

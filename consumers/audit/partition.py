@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -94,11 +95,13 @@ class PartitionAudit:
 
     def _from_first(self, records: Iterator[Record]) -> Iterator[Record]:
         """The partition's records; where retention has moved on since the audit was made, it begins with the first that there is."""
-        for record in records:
-            if self.events == self.done - self.start == 0 and record.offset > self.start and self.log.bounds([self.tp])[self.tp].start:
-                self.start = self.done = record.offset
-                self.fold.cut = True
-            yield record
+        first = next(records, None)
+        if first is None:
+            return
+        if first.offset > self.start and self.log.bounds([self.tp])[self.tp].start:
+            self.start = self.done = first.offset
+            self.fold.cut = True
+        yield from itertools.chain([first], records)
 
     def _read_scores(self) -> Iterator[tuple[int, Score]]:
         tp = TopicPartition(self.names["scores"], self.number)

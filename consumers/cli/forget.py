@@ -26,14 +26,14 @@ def command(
     by retention; docs/contract.md says what is left where. Whoever comes back begins anew.
     """
     settings = configured(ctx, config, sets, verbose, {"broker": broker}).settings
-    from consumers.opening import connect, require_partitions, topics_of
+    from consumers.opening import connect, require_topics, topics_of
     from streaming.log import Message
     from streaming.validation import checked_id
 
     keys = [checked_id(user, "user", settings.event_limits()).encode() for user in users]
     topics = topics_of(settings)
     with connect(settings) as log:
-        require_partitions(log, [topics["users"]])
+        require_topics(log, [topics["users"]])
         if not yes:
             typer.confirm(f"Forget {', '.join(users)} in {settings.broker}?", abort=True, err=True)
         log.append([Message(topics["users"].name, key, None) for key in keys])

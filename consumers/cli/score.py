@@ -43,14 +43,14 @@ def command(
     from rich.text import Text
 
     from consumers.asking import ask
-    from consumers.opening import connect, require_partitions, topics_of
+    from consumers.opening import connect, require_topics, topics_of
     from streaming.validation import request_of
 
     fields = {"request": uuid.uuid4().hex, "user": user, "timestamp": time.time_ns() // 1_000_000}
     request = request_of(fields | {"items": item or None, "n": best, "exclude_rated": exclude_rated}, settings.event_limits())
     topics = topics_of(settings)
     with connect(settings) as log:
-        require_partitions(log, topics.values())
+        require_topics(log, topics.values())
         if offline:
             from consumers.scoring import offline as answer
 

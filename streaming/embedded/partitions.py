@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from streaming.embedded.file import LogFile
-from streaming.errors import TopicMismatch, UnknownTopic
+from streaming.errors import UnknownTopic
 from streaming.log import Bounds, Topic, TopicPartition
+from streaming.risks import require_alike
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _MOST_PARTITIONS = 1 << 22
@@ -39,8 +40,8 @@ class Partitions:
                 row = db.execute("SELECT partitions, cleanup FROM topics WHERE name = ?", (topic.name,)).fetchone()
                 if row is None:
                     _insert(db, topic)
-                elif row != (topic.partitions, topic.cleanup):
-                    raise TopicMismatch.between(topic.name, row, (topic.partitions, topic.cleanup))
+                else:
+                    require_alike(topic, *row)
 
     def all(self) -> dict[str, Placed]:
         """Every topic by name."""

@@ -13,7 +13,7 @@ from kafka import errors
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from streaming.errors import AccessRefused, BrokerUnreachable, LogError, RecordTooLarge, TopicMismatch, UnknownTopic
+from streaming.errors import AccessRefused, BrokerUnreachable, LogError, RecordTooLarge, UnknownTopic
 from streaming.kafka.client import BATCH_BYTES, Client, KafkaOptions
 from streaming.kafka.member import KafkaMember
 from streaming.kafka.probe import greet
@@ -22,7 +22,7 @@ from streaming.kafka.topics import checked, from_configs, own_risks, to_configs
 from streaming.kafka.writer import KafkaWriter
 from streaming.log import Bounds, Log, Member, Message, Reader, Topic, TopicPartition, Writer
 from streaming.partitioner import partition_of
-from streaming.risks import Risk
+from streaming.risks import Risk, require_alike
 
 SETTLE_MS = 3_000
 """How long is waited for an offset that an open transaction may be about to change, and for a topic that is just being made."""
@@ -73,8 +73,7 @@ class KafkaLog(Log):
                 time.sleep(0.1)
         for topic in wanted:
             found = self._known[topic.name]
-            if (found.partitions, found.cleanup) != (topic.partitions, topic.cleanup):
-                raise TopicMismatch.between(topic.name, (found.partitions, found.cleanup), (topic.partitions, topic.cleanup))
+            require_alike(topic, found.partitions, found.cleanup)
 
     def _make(self, topics: Iterable[Topic]) -> None:
         options = self.client.options
