@@ -24,6 +24,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that is limited below
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import ThreadpoolController
@@ -273,16 +274,21 @@ def main(
         save(results or LARGE, machine(), runs)
         console.print(f"figures: {results or LARGE}")
         return
-    table = Table("", "threads", "engine users/s", "spread", "in a row", "times as long as the engine", title="Adaptation")
+    peers = ("plain", "loop", "lean loop", "vmap", "bare")
+    table = Table("", "users/s", "in a row", *peers, title="The engine, and how many times as long its peers take", box=SIMPLE)
+    for column in table.columns[1:]:
+        column.justify = "right"
     runs = []
     for work in WORKS:
-        console.print(f"{work.name} ...")
+        name = f"{work.name}{f', {work.threads} threads' if work.threads > 1 else ''}"
+        console.print(f"{name} ...", highlight=False)
         run = measure(work, seconds)
         runs.append(run)
-        beside = ", ".join(f"{name} {ratio:.2f}" for name, ratio in run["ratios"].items())
-        rate = run["users_per_second"]["engine"]
-        rates_of = f"{rate:,.0f}", spread(run["seconds"]["engine"], work.users), f"{run['in_a_row']['engine']:,.0f}"
-        table.add_row(work.name, str(work.threads), *rates_of, beside)
+        rate, row, ratio = f"{run['users_per_second']['engine']:,.0f}", f"{run['in_a_row']['engine']:,.0f}", run["ratios"]
+        apart = spread(run["seconds"]["engine"], work.users)
+        beside = ", ".join(f"{peer} {ratio[peer]:.2f}" for peer in peers if peer in ratio)
+        console.print(f"    {rate} users/s ({apart}), in a row {row}; times as long: {beside}", highlight=False)
+        table.add_row(name, rate, row, *(f"{ratio[peer]:.2f}" if peer in ratio else "" for peer in peers))
     console.print(table)
     table = Table("", "ms a user", title=f"The best of {CATALOGUE:,}, one core")
     for size in (0, 32):

@@ -10,6 +10,7 @@ peer does what a user would write instead: it keeps a user's last 20 interaction
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -243,25 +244,30 @@ def cases(only: str, seconds: float) -> Iterator[Case]:
             yield from listed
 
 
+def shown(result: Result) -> dict[str, str]:
+    """What tables say of a run, by the heads of their columns."""
+    used, latency = result["processor"], result.get("latency_ms", {})
+    told = {"events/s": f"{result.get('events_per_second', result['scored'] / result['wall_seconds']):,.0f}"}
+    told |= {f"{key} ms": f"{latency[key]:,.1f}" for key in ("p50", "p99", "max") if latency}
+    if "caught_up_seconds" in result:
+        told["last waited s"] = f"{result['caught_up_seconds']:.1f}"
+    for name in ("worker", "trainer", "broker"):
+        if name in used:
+            told[f"{name} us"] = f"{1e6 * used[name] / result['counted']:,.0f}"
+    return told
+
+
 def show(results: list[Result]) -> None:
-    """The table at the end."""
-    table = Table(
-        "", "events/s", "p50 ms", "p99 ms", "max ms", "lag at the end s", "worker us", "trainer us", "broker us", title="an event"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for result in results:
-        scored = result["counted"]
-        latency = result.get("latency_ms", {})
-        used = result["processor"]
-        table.add_row(
-            f"{result['kind']}: {result['name']}",
-            f"{result.get('events_per_second', result['scored'] / result['wall_seconds']):,.0f}",
-            *(f"{latency[key]:,.1f}" if latency else "" for key in ("p50", "p99", "max")),
-            f"{result['caught_up_seconds']:.1f}" if "caught_up_seconds" in result else "",
-            *(f"{1e6 * used[name] / scored:,.0f}" if name in used else "" for name in ("worker", "trainer", "broker")),
-        )
-    console.print(table)
+    """The tables at the end, one a kind; microseconds are of processor time, an event."""
+    for kind, of_kind in itertools.groupby(results, lambda result: result["kind"]):
+        rows = {result["name"]: shown(result) for result in of_kind}
+        heads = list(dict.fromkeys(head for row in rows.values() for head in row))
+        table = Table(kind, *heads)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, row in rows.items():
+            table.add_row(name, *(row.get(head, "") for head in heads))
+        console.print(table)
 
 
 def main(
@@ -282,7 +288,7 @@ def main(
         console.print(f"{case.kind}: {case.name} ...")
         load = os.getloadavg()[0]
         done.append(case._asdict() | {"name": case.name, "load_before": load} | run(case))
-        show(done[-1:])
+        console.print("    " + ", ".join(f"{head} {value}" for head, value in shown(done[-1]).items()), highlight=False)
         machine = {"python": platform.python_version(), "system": platform.platform(), "cores": len(os.sched_getaffinity(0))}
         save(results, machine, done)
     show(done)

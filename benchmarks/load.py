@@ -67,6 +67,7 @@ def producer(broker: str) -> kafka.Producer:
             "linger.ms": 5,
             "enable.idempotence": True,
             "queue.buffering.max.messages": QUEUED,
+            "log_level": 3,  # Of what it only warns of it tries again by itself.
         }
     )
 
