@@ -84,7 +84,7 @@ class FileOrigin:
             name=file.path.name,
             size=file.size,
             digest=file.digest(),
-            settings=self.source.settings + ("-by-time" if self.sort_by_time else ""),
+            settings=self.source.settings + (f"-by-time-{self.source.valid}" if self.sort_by_time else ""),
             entries=0,
             line=file.start.line,
             end=file.start.end,

@@ -244,7 +244,7 @@ def _check_same(name: str, before: ReplayPosition, now: ReplayPosition) -> None:
     if (before.size, before.digest) != (now.size, now.digest):
         raise SourceError(f"{name} has changed since it was last replayed (its size was {before.size} then, {now.size} now): {advice}")
     if before.settings != now.settings:
-        raise SourceError(f"{name} was last replayed with other columns, format or order: {advice}")
+        raise SourceError(f"{name} was last replayed with other columns, format, order, or limits to sort by: {advice}")
 
 
 def _last_position(log: Log, topic: str, key: bytes) -> ReplayPosition | None:

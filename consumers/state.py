@@ -79,8 +79,12 @@ class State:
         changelog = self.changelog(number)
         bounds = self.log.bounds([changelog])[changelog]
         newest = newest_position(self.log, changelog, bounds)
+        while newest is None and (moved := self.log.bounds([changelog])[changelog]) != bounds:
+            # A step of an owner who is there has removed the record, and its own lies beyond.
+            bounds, newest = moved, newest_position(self.log, changelog, moved)
         if reason := misfit(sets.covered, bounds, newest, self._removals_kept_ms, time.time_ns() // 1_000_000):
             self.set_aside(number, sets.begin_anew(reason))
+        sets.begin_restoring(newest)
         return bounds, newest
 
     def set_aside(self, number: int, reason: str) -> None:

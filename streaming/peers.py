@@ -17,6 +17,9 @@ from streaming.scored import Events, ScoredRun
 Scale = tuple[float, float]
 """Lowest and highest rating."""
 
+FITTED: Scale = (1.0, 5.0)
+"""The scale that the rates below were found on."""
+
 Scores = Mapping[str, NDArray[np.float64]]
 """Scores of every event, shape (n,), by peer."""
 
@@ -50,6 +53,7 @@ class RunningMean:
 class RiverBiasedMF:
     """river's biased matrix factorisation at its best found settings for this task, clipped to the scale.
 
+    Ratings on another scale are brought to that on which the settings were found, without which it diverges on a wide one.
     Learning rates .04 for biases and .08 for latents, 10 factors, l2_latent .05; biases and latents both start from Normal(0, .1) with
     seed 1. Its first score is the middle of the scale.
     """
@@ -73,10 +77,15 @@ class RiverBiasedMF:
         if not self._learned:
             return (low + high) / 2
         expected = float(self._model.predict_one(user, item))  # type: ignore[no-untyped-call]
+        if self._scale != FITTED:
+            expected = low + (expected - FITTED[0]) * (high - low) / (FITTED[1] - FITTED[0])
         return min(high, max(low, expected))
 
     def learn(self, user: int, item: int, rating: float) -> None:
         """One step of stochastic gradient descent."""
+        if self._scale != FITTED:
+            low, high = self._scale
+            rating = FITTED[0] + (rating - low) * (FITTED[1] - FITTED[0]) / (high - low)
         self._model.learn_one(user, item, rating)  # type: ignore[no-untyped-call]
         self._learned = True
 

@@ -26,9 +26,13 @@ class Risk(NamedTuple):
 def require_alike(wanted: Topic, partitions: int, cleanup: str) -> None:
     """Raise `TopicMismatch` where a topic has other partitions or another cleanup than wanted: nobody can change that."""
     if partitions != wanted.partitions:
-        raise TopicMismatch(
-            f"topic {wanted.name} has {partitions} partitions, and topics.partitions is {wanted.partitions}: set it to {partitions}"
-        )
+        advice = f"and topics.partitions is {wanted.partitions}: set it to {partitions}"
+        if wanted.partitions == 1:
+            advice = (
+                f"and should have 1: if it is one that is shared out by user, as interactions are, set topics.partitions to {partitions}; "
+                "all others have 1, so delete it with the broker's own tools and run `coldstream topics create`"
+            )
+        raise TopicMismatch(f"topic {wanted.name} has {partitions} partitions, {advice}")
     if cleanup != wanted.cleanup:
         raise TopicMismatch(f"topic {wanted.name} has cleanup {cleanup}, and needs {wanted.cleanup}")
 

@@ -83,6 +83,8 @@ class Source:
         self._positions = {} if file.format == "jsonl" else {name: _position(file, name) for name in wanted}
         text = json.dumps([asdict(file.layout), settings], sort_keys=True, default=asdict)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.valid = hashlib.sha256(json.dumps(asdict(limits)).encode()).hexdigest()[:16]
+        """Of what decides whether an entry is an event: one that is none has no time."""
 
     def entries(self, place: Place = Place()) -> Iterator[tuple[Entry, float]]:  # noqa: B008 - immutable
         """Yield the entries after ``place``, each with the share of the file read so far. Raises `SourceError` if the file fails."""

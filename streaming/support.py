@@ -68,6 +68,7 @@ class SupportSets:
         self.ordinals_given = position.users if position else 0
         self._staged = Layer()
         self._under_way = Layer()
+        self._heard_from = 0
         self.evicted = 0
         """Users dropped because of the bound, since this process started."""
 
@@ -218,7 +219,20 @@ class SupportSets:
             changelog, last = position.changelog, record.value
         else:
             self.held.put(record.key.decode(), record.value)
-        self.held.covered = Covered(record.offset + 1, record.timestamp, changelog, last)
+        self.held.covered = Covered(record.offset + 1, max(record.timestamp, self._heard_from), changelog, last)
+
+    def begin_restoring(self, newest: Position | None) -> None:
+        """What is held was found to fit the changelog whose newest position record this is, and what `restore` is given is of it.
+
+        Said before any record comes, so that a restoration that is broken off is gone on with: its last position record may be the last
+        of all. As old as its last record is what was held before, as to the removals that the changelog remembers; what is read
+        from nothing has missed none of before it began.
+        """
+        covered, now = self.held.covered, time.time_ns() // 1_000_000
+        self._heard_from = min(covered.timestamp, now) if covered.offset else now
+        if newest is not None:
+            held = msgspec.structs.replace(self.position or Position(0, 0, 0, {}), changelog=newest.changelog, owners=newest.owners)
+            self.held.covered = covered._replace(changelog=newest.changelog, position=encode(held))
 
     def restored(self) -> None:
         """The records of the changelog given to `restore` are all there are for now."""

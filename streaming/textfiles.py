@@ -85,7 +85,7 @@ class TextFile:
             "".encode(layout.encoding)
         except LookupError:
             raise SourceError(f"{path}: no such encoding: {layout.encoding}") from None
-        if layout.encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
+        if codecs.lookup(layout.encoding).name.startswith(("utf-16", "utf-32")):
             raise SourceError(f"{path}: files in {layout.encoding} cannot be read line by line; convert it to utf-8")
         self.size = self._stat_size()
         self.types: dict[str, str] = {}

@@ -64,7 +64,9 @@ class TopicSource:
         Raises `SourceError` where records that should come next were removed by retention, or the topic ends before an offset, and
         `LogUnavailable` where nothing comes for 30 s although an end has not been reached.
         """
-        starts = {tp: self._start(tp, bounds, offsets or {}) for tp, bounds in self._bounds.items()}
+        # Where a partition is begun at its start, that is where it starts by now: retention may have been at work since `newest`.
+        now = self.log.bounds(self._bounds)
+        starts = {tp: self._start(tp, bounds._replace(start=now[tp].start), offsets or {}) for tp, bounds in self._bounds.items()}
         left = {tp: self._bounds[tp].end - start for tp, start in starts.items() if start < self._bounds[tp].end}
         total = sum(left.values())
         if not total:
@@ -110,9 +112,7 @@ class TopicSource:
         silent_since = time.monotonic()
         while reader.position(tp) < end:
             batch = deque(reader.poll(ahead, timeout=0.5, only=[tp]))
-            if batch:
-                silent_since = time.monotonic()
-            elif time.monotonic() - silent_since > _PATIENCE_SECONDS:
+            if not batch and time.monotonic() - silent_since > _PATIENCE_SECONDS:
                 raise LogUnavailable(
                     f"{self.name}[{tp.partition}]: no record for {_PATIENCE_SECONDS:.0f} s, although its end is not reached"
                 )
@@ -121,6 +121,7 @@ class TopicSource:
                 if record.offset >= end:
                     return
                 yield self._entry(record)
+            silent_since = time.monotonic()  # However long whoever takes them has taken.
 
     def _entry(self, record: Record) -> TopicEntry:
         if not self.timed:

@@ -185,6 +185,17 @@ def test_retention_by_age_goes_in_slices_that_keep_up(log: EmbeddedLog, clock: C
     assert read_all(log, "t") == [b"x"] + [b"new"] * 60
 
 
+def test_retention_keeps_up_where_another_topic_has_much_waiting(log: EmbeddedLog, clock: Clock) -> None:
+    log.create([Topic("old", retention_ms=1000), Topic("small", retention_bytes=1000)])
+    log.append([Message("old", None, b"x")] * 5000)
+    clock.now += 5000
+    for _ in range(60):
+        log.append([Message("old", None, b"x")] * 16 + [Message("small", None, b"y" * 500)] * 2)
+        start, end = log.bounds([TopicPartition("small", 0)])[TopicPartition("small", 0)]
+        assert end - start == 2
+    assert log.bounds([TopicPartition("old", 0)])[TopicPartition("old", 0)].start >= 60 * 48
+
+
 def test_retention_holds_for_partitions_that_nobody_writes_to(log: EmbeddedLog, clock: Clock) -> None:
     log.create([Topic("t", 3, retention_ms=1000), Topic("other")])
     log.append([Message("t", None, b"x", 2)] * 10)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_who_follows_one_that_was_killed_in_a_transaction_need_not_wait_for_its_
     writer.commit([Message("out", None, b"next", 1)])
     assert values(everything(log, "out", 1)) == [b"next"]
     assert time.monotonic() - start < 8
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_that_to_a_later_question(cluster: KafkaCluster, log: Log) -> None:
+    group, (node,) = "late", cluster.nodes
+    log.writer(group).commit([], {TP: 1}, group)
+    with open_log(cluster.url) as asks:
+        assert asks.committed(group, [TP]) == {TP: 1}
+        node.send(signal.SIGSTOP)
+        threading.Timer(4.5, node.send, [signal.SIGCONT]).start()
+        assert asks.committed(group, [TP]) == {TP: 1}, "after the client's question has timed out, by another"
+        log.writer(group).commit([], {TP: 2}, group)
+        time.sleep(2)
+        assert asks.committed(group, [TP]) == {TP: 2}
 
 
 def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_on_so_do_we(cluster: KafkaCluster, log: Log) -> None:

@@ -194,3 +194,7 @@ def test_biased_mf_is_rivers_with_the_stated_settings() -> None:
     run = run_of(rating.tolist(), [3.0] * 400, user.tolist())
     object.__setattr__(run, "item", item)
     assert prequential_scores(RiverBiasedMF((1.0, 5.0)), run).tolist() == expected
+    # On another scale it says the same in that scale's points, and does not diverge.
+    wide = run_of((25 * (rating - 1)).tolist(), [50.0] * 400, user.tolist())
+    object.__setattr__(wide, "item", item)
+    assert prequential_scores(RiverBiasedMF((0.0, 100.0)), wide) == pytest.approx(25 * (np.array(expected) - 1), abs=1e-6)

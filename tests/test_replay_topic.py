@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from streaming.brokers import open_log
 from streaming.codec import decode, encode
 from streaming.errors import SourceError
 from streaming.events import DeadLetter, Interaction
-from streaming.log import Log, Message, Topic
+from streaming.log import Log, Message, Reader, Topic, TopicPartition
 from streaming.partitioner import partition_of
 from streaming.sources import interaction_source
 from streaming.timerange import Before, TimeRange
@@ -158,6 +159,48 @@ def test_the_last_days_are_those_before_the_newest_event_when_it_began(kind: str
         end = 55 if kind == "topic" else 50
         assert items(log) == list(range(40, end)), "the range that the first run settled"
         assert (result.since, result.until) == (START + 40 * SECOND, None)
+
+
+def test_the_last_days_of_a_topic_that_retention_is_at_work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find the newest event all of it is read, and meanwhile its first records go."""
+    with new_log(tmp_path) as log:
+        log.create([Topic("history", 3, retention_bytes=800)])
+        history(log, 100)
+        source = TopicSource(log, "history")
+        newest = source.newest
+
+        def while_it_grows() -> int | None:
+            found = newest()
+            history(log, 20, begin=100)
+            return found
+
+        monkeypatch.setattr(source, "newest", while_it_grows)
+        first = log.bounds([TopicPartition("history", 0)])[TopicPartition("history", 0)].start
+        assert replay(log, source, topics(partitions=1), within=TimeRange(Before(5 * SECOND))).done
+        assert log.bounds([TopicPartition("history", 0)])[TopicPartition("history", 0)].start > first > 0, "it was at work"
+        assert items(log) == list(range(94, 100))
+
+
+def test_a_slow_replay_is_no_silence_of_the_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_log(tmp_path) as log:
+        now = Time(log)
+        monkeypatch.setattr("streaming.topicsource.time", SimpleNamespace(monotonic=now.clock))
+        history(log, 200, 1)
+        source, made, slow = TopicSource(log, "history"), log.reader, iter([False, True])
+
+        def reader() -> Reader:
+            found = made()
+            poll = found.poll
+            # The first poll after the long first batch has nothing yet.
+            monkeypatch.setattr(found, "poll", lambda *a, **k: [] if next(slow, False) else poll(*a, **k))
+            return found
+
+        monkeypatch.setattr(log, "reader", reader)
+        monkeypatch.setattr("streaming.topicsource.READ_AHEAD", 64)
+        entries = source.entries()
+        for _ in range(200):
+            next(entries)
+            now.now += 60
 
 
 def test_ranges_that_follow_each_other_make_a_whole(tmp_path: Path) -> None:

@@ -169,8 +169,19 @@ def test_other_settings_are_refused_with_advice(tmp_path: Path) -> None:
             (interaction_source(path, columns=Mapped(user="item")), False),
             (interaction_source(path, layout=Layout(encoding="latin-1")), False),
         ):
-            with pytest.raises(SourceError, match="other columns, format or order"):
+            with pytest.raises(SourceError, match="other columns, format, order"):
                 replay(log, source, topics(partitions=1), sort_by_time=by_time)
+
+
+def test_by_time_other_limits_are_refused_since_they_make_another_order(tmp_path: Path) -> None:
+    path, asked = write(tmp_path, lines(20)), iter(range(100))
+    with new_log(tmp_path) as log:
+        narrow = interaction_source(path, limits=Limits(rating_min=2.0))
+        assert not replay(log, narrow, topics(partitions=1), sort_by_time=True, stop=lambda: next(asked) == 5).done
+        with pytest.raises(SourceError, match="or limits to sort by: 5 of its entries"):
+            replay(log, interaction_source(path), topics(partitions=1), sort_by_time=True)
+        assert replay(log, narrow, topics(partitions=1), sort_by_time=True).done
+        assert len({event["item"] for event in events(log)}) == len(events(log)) == 16
 
 
 def test_two_files_and_two_topics_have_positions_of_their_own(tmp_path: Path) -> None:

@@ -167,6 +167,60 @@ def test_what_cannot_be_continued(covered: Covered, newest: int | None, reason: 
         assert misfit(covered, Bounds(10, 100), last, None, 3_600_500) == "", "removals are remembered for ever"
 
 
+def part_of_it(settings: Settings, share: float, old_ms: int = 0) -> tuple[int, int]:
+    """Restore about this share of what is left of partition 0 and stop; returns how many records were read, and how many are left.
+
+    The changelog's records are ``old_ms`` old by then.
+    """
+    with connect(settings) as log:
+        state = State(log, settings, Metrics(), {name: topic.name for name, topic in topics_of(settings).items()})
+        sets = state.open(0, lambda: None)
+        bounds, _ = state.fit(0, sets)
+        with log.reader() as reader:
+            reader.assign({SUPPORT: max(sets.covered.offset, bounds.start)})
+            records = reader.poll(10_000)
+        wanted = records[: int(share * len(records))]
+        for record in wanted:
+            sets.restore(record._replace(timestamp=record.timestamp - old_ms))
+        sets.close()
+        return len(wanted), len(records) - len(wanted)
+
+
+@pytest.mark.parametrize("old_days", [0, 30])
+def test_a_restoration_that_was_broken_off_is_gone_on_with(ended: Settings, old_days: int) -> None:
+    """Of the position records that it has passed the changelog keeps none, and records may be older than removals are remembered."""
+    store_of(ended).unlink()
+    read, left = part_of_it(ended, 0.5, old_days * 86_400_000)
+    with structlog.testing.capture_logs() as said:
+        again, left_then = part_of_it(ended, 0.5, old_days * 86_400_000)
+        assert read > 10 < again + left_then == left
+        # And behind another owner's steps, who had no such store.
+        fill(ended, Stream(60, seed=11).messages)
+        run(ended.model_copy(update={"worker": ended.worker.model_copy(update={"state_dir": ""})}))
+        part_of_it(ended, 0.5)
+        assert 0 < taken_over(ended) < in_changelog(ended)
+    assert [line for line in said if "rebuilt" in line["event"]] == []
+    assert findings(ended) == []
+
+
+def test_a_position_record_that_a_step_removes_meanwhile_is_looked_for_again(ended: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(ended) as log:
+        state = State(log, ended, Metrics(), {name: topic.name for name, topic in topics_of(ended).items()})
+        found, bounds = state.fit(0, state.in_memory())[1], log.bounds
+        assert found is not None
+
+        def and_then_a_step(tps: list[TopicPartition]) -> dict[TopicPartition, Bounds]:
+            before = bounds(tps)
+            if not steps:
+                steps.append(log.append([Message("support", POSITION_KEY, encode(found), 0)]))
+            return before
+
+        steps: list[object] = []
+        monkeypatch.setattr(log, "bounds", and_then_a_step)
+        assert state.fit(0, state.in_memory())[1] == found
+        assert steps
+
+
 def test_a_state_too_old_for_removals_is_rebuilt(tmp_path: Path) -> None:
     """The removal of an evicted user has gone from the changelog while the worker was away."""
     settings = settings_of(tmp_path, max_users=9)

@@ -303,6 +303,7 @@ def broken_gzip(path: Path) -> None:
         ("log.csv", {"layout": Layout(header=False)}, "without a header, column 'user' must be given by its position"),
         ("log.csv", {"layout": Layout(encoding="klingon")}, "no such encoding: klingon"),
         ("log.csv", {"layout": Layout(encoding="utf-16")}, "convert it to utf-8"),
+        ("log.csv", {"layout": Layout(encoding="U16")}, "convert it to utf-8"),
         ("log.csv", {"layout": Layout(delimiter='"')}, "a delimiter cannot hold"),
         ("empty.csv", {}, "no header"),
         ("twice.csv", {}, "names a column twice"),

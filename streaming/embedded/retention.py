@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,9 @@ _SPARE_PAGES = 1024
 class Retention:
     """Removes what the settings of topics no longer keep.
 
-    An append may remove twice as many records as it writes, and 16 more: so retention keeps up with any stream, and no append stalls.
-    Partitions written to are looked at each time, all others by turns, once a second. A process that only reads removes nothing.
+    An append may remove twice as many records of a partition as it writes to it, and 16 more: so retention keeps up with any stream,
+    whatever another partition has waiting, and no append stalls. Partitions written to are looked at each time, all others by turns,
+    once a second, 16 records altogether. A process that only reads removes nothing.
     """
 
     def __init__(self, file: LogFile, partitions: Partitions) -> None:
@@ -41,10 +43,11 @@ class Retention:
         if self._undone != self._file.undone:
             self._undone = self._file.undone
             self._due.clear()  # What we learned in a transaction that was undone is not so.
-        rows = _LEAST_ROWS + 2 * len(written)
+        counts = Counter(message.partition for message in written)
         for partition, topic in {message.partition: message.topic for message in written}.items():
             if topic.cleanup == "delete":
-                rows -= self._trim(db, partition, topic, now, rows)
+                self._trim(db, partition, topic, now, _LEAST_ROWS + 2 * counts[partition])
+        rows = _LEAST_ROWS
         if not self._waiting and (now >= self._next_round or now < self._next_round - _ROUND_MS):
             self._next_round = now + _ROUND_MS
             self._waiting = [(base + number, topic) for topic, base in self._partitions.known() for number in range(topic.partitions)]

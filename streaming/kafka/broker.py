@@ -202,6 +202,8 @@ class KafkaLog(Log):
             try:
                 found = self._settled_offsets(group, wanted)
             except errors.KafkaTimeoutError:
+                # The client keeps a question that was not answered in time, and would take its answer for that to a later one.
+                self._groups.pop(group).close(autocommit=False, timeout_ms=0)
                 # Another's transaction is open. Whoever owns a partition has opened its writer, which ended any; to others, what was
                 # committed before it is the truth.
                 answer = self._admin.list_group_offsets({group: [kafka.TopicPartition(*tp) for tp in wanted]}).get(group, {})

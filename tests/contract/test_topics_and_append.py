@@ -31,6 +31,12 @@ def test_a_topic_of_another_shape_is_a_mismatch_that_names_it(broker: Broker, lo
         log.create([other._replace(name=name)])
 
 
+def test_a_topic_that_has_one_partition_by_nature_is_not_helped_by_a_setting(broker: Broker, log: Log) -> None:
+    name = broker.topic(log, 3)
+    with pytest.raises(TopicMismatch, match=r"3 partitions, and should have 1: .* all others have 1, so delete it"):
+        log.create([Topic(name, 1)])
+
+
 @pytest.mark.parametrize(
     "topic",
     [
