@@ -95,6 +95,13 @@ class BesideEnded(StreamError):
         self.code = code
 
 
+def keep_settings(loaded: Loaded, out: Path) -> Path:
+    """Leave the settings of a demo where `coldstream report --config` and others find them."""
+    config = out / "settings.toml"
+    config.write_text(as_toml(effective(loaded)), encoding="utf-8")
+    return config
+
+
 class Beside:
     """The process beside, started at once, which ends with this one however that ends. A context manager; leaving it ends the process.
 
@@ -104,8 +111,7 @@ class Beside:
     def __init__(self, loaded: Loaded, data: Path, out: Path) -> None:
         require_data(data)
         self._out = out
-        config = out / "settings.toml"
-        config.write_text(as_toml(effective(loaded)), encoding="utf-8")
+        config = keep_settings(loaded, out)
         # In a session of its own: Ctrl-C on the terminal is for this process, which then stops it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "consumers.demo_beside", str(config), str(data), str(out)],

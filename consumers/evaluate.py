@@ -18,6 +18,7 @@ from consumers.threads import limit_threads
 from model.memory import user_spread
 from model.meta import Optimiser, adapt, differentiate, predict
 from model.ranking import ndcg
+from model.tasks import brought
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -101,17 +102,21 @@ def ask(model: Mamo, tasks: Sequence[Task]) -> list[list[float]]:
 
 
 def outcome(tasks: Sequence[Task], scores: Sequence[Sequence[float]], scale: tuple[float, float]) -> Outcome:
-    """Compare scores, brought inside the ``scale``, with the ratings. A query of one item cannot be ordered: no nDCG."""
+    """Compare scores, brought inside the ``scale``, with the ratings. A query of one item cannot be ordered: no nDCG.
+
+    Its gains, powers of two, are of ratings brought to a scale of 1 to 5, so that those of every scale are gains.
+    """
     width = max((len(one.query_items) for one in tasks), default=1)
-    score, rating, mask = (torch.zeros(len(tasks), width, dtype=torch.float64) for _ in range(3))
+    score, rating, gained, mask = (torch.zeros(len(tasks), width, dtype=torch.float64) for _ in range(4))
     for row, (one, given) in enumerate(zip(tasks, scores, strict=True)):
         size = len(one.query_items)
         score[row, :size] = torch.tensor(given, dtype=torch.float64).clamp(*scale)
         rating[row, :size] = torch.tensor(one.query_ratings, dtype=torch.float64)
+        gained[row, :size] = torch.from_numpy(brought(np.array(one.query_ratings, np.float64), scale))
         mask[row, :size] = 1
     sizes = mask.sum(1)
     error = (score - rating) * mask
-    ranked = [torch.where(sizes > 1, ndcg(score, rating, mask, k), torch.nan).numpy() for k in (1, 3)]
+    ranked = [torch.where(sizes > 1, ndcg(score, gained, mask, k), torch.nan).numpy() for k in (1, 3)]
     return Outcome((error.abs().sum(1) / sizes).numpy(), (error.square().sum(1) / sizes).numpy(), *ranked)
 
 

@@ -63,6 +63,10 @@ class Histories:
         self._metrics.observe_histories(unchanged=self._unchanged, read=self._read)
         self._unchanged = self._read = 0
 
+    def clear(self) -> None:
+        """Keep nothing: users who are not ours any more may be forgotten elsewhere."""
+        self._kept.clear()
+
     def _keep(self, user: str, value: bytes, history: History) -> None:
         self._kept[user] = value, history
         self._kept.move_to_end(user)

@@ -39,7 +39,9 @@ class Effective(NamedTuple):
 
 def public(settings: Settings) -> dict[str, Any]:
     """All settings, nested, as JSON has them; secrets are masked."""
-    shown: dict[str, Any] = masked(settings.model_dump(mode="json", by_alias=True))
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    # The names of features are no names of settings: one that reads like a secret's is none.
+    shown: dict[str, Any] = masked(dumped) | {"schema": dumped["schema"]}
     return shown
 
 

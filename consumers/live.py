@@ -11,10 +11,12 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+import structlog
+
 from consumers.moving import Moving
 from consumers.patience import Patience
 from consumers.requests import Requests
-from streaming.errors import BrokerUnreachable, Fenced, StoreDamaged, StoreError
+from streaming.errors import BrokerUnreachable, Fenced, OffsetOutOfRange, StoreDamaged, StoreError
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from consumers.system import System
     from consumers.worker import Worker
     from streaming.log import Member, Reader, Record
+
+logger = structlog.get_logger()
 
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
@@ -57,29 +61,41 @@ def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Rea
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
     """Step after step, until stopped."""
     topic, looked, cut = system.topics["interactions"].name, 0.0, 0.0
+
+    def beat() -> None:
+        system.health.beat()
+        member.assignment()
+
     while not stop:
         system.health.beat()
         assignment = member.assignment()
-        moving.follow(assignment)
-        moving.advance()
+        moving.follow(assignment, beat)
+        moving.advance(beat)
         with worker.metrics.stage("adopt"):
             if worker.versions.advance():
                 system.health.loaded(worker.versions.version)
                 system.metrics.observe_version(worker.versions.version, worker.versions.made_at)
-        worker.tables.advance(system.health.beat)
+        worker.tables.advance(beat)
         if time.monotonic() - looked > LAG_SECONDS:
             looked = time.monotonic()
             observe_lag(system, reader, topic, worker)
         # A commit that ends meanwhile is looked at soon, and what is there to be done at once.
-        wait = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
-        batches = read(system, reader, requests.without_full(worker.held, topic), cut, 0.0 if requests or moving.busy else wait / 1000)
+        wait_ms = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
+        wait = 0.0 if requests or moving.busy else wait_ms / 1000
+        try:
+            batches = read(system, reader, requests.without_full(worker.held, topic), cut, wait)
+        except OffsetOutOfRange as error:
+            # Whether it goes on behind what was lost is for those who take partitions over to say.
+            logger.warning("retention was faster than this worker; its partitions are taken over anew", reason=str(error))
+            moving.start_over()
+            continue
         if batches:
             cut = time.monotonic()
         else:
             moving.idle()
         if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
             requests.take(asked)
-            worker.tables.advance(system.health.beat)
+            worker.tables.advance(beat)
         for number in sorted(worker.held):
             tp = TopicPartition(topic, number)
             try:

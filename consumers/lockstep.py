@@ -49,6 +49,8 @@ def run(
 
     Without ``until_end`` a micro-batch that is not full is waited for; at the end it is taken as it is. ``limit`` ends every partition
     at this offset, as if no more were there.
+
+    Of the partitions that have a micro-batch the one that is least far is next, which a run that was killed finds as it was.
     """
     trainer = system.trainer()
     worker = system.worker(trainer.versions)
@@ -63,16 +65,19 @@ def run(
     system.health.assigned(topic.partitions)
     system.health.restored()
     size, steps = system.settings.worker.micro_batch, 0
+    short = dict[TopicPartition, int]()
+    """Where partitions ended that seemed to have a micro-batch: some of what they had were marks of the broker's own."""
     with reader:
         while not stop:
             system.health.beat()
             ends = {tp: min(bound.end, limit or bound.end) for tp, bound in system.log.bounds(partitions).items()}
             left = {tp: ends[tp] - reader.position(tp) for tp in partitions}
-            ready = [tp for tp in partitions if left[tp] >= (1 if until_end else size)]
+            ready = [tp for tp in partitions if left[tp] >= (1 if until_end else size) and short.get(tp) != ends[tp]]
             system.metrics.observe_lag({tp.partition: count for tp, count in left.items()})
             system.health.waiting(sum(left[tp] for tp in ready))
+            system.metrics.observe_stores(partition.support.held for partition in worker.held.values())
             if not ready:
-                worker.tables.advance()
+                worker.tables.advance(system.health.beat)
             for tp in partitions:
                 # Where no interaction comes, whoever is to be forgotten is forgotten all the same.
                 if tp not in ready and worker.tables.waiting(tp.partition):
@@ -83,20 +88,28 @@ def run(
                     break
                 stop.wait(WAIT_SECONDS)
                 continue
-            for tp in ready:
-                if stop:
+            for _ in range(len(ready)):
+                if stop or not ready:
                     break
+                tp = min(ready, key=lambda tp: (worker.held[tp.partition].offset, tp.partition))
                 with system.metrics.stage("poll"):
-                    records = read(system.log, reader, min(size, left[tp]), tp)
-                if not records:
-                    continue  # What was left were marks of the broker's own.
-                worker.tables.advance()
+                    records = read(system.log, reader, min(size, ends[tp] - reader.position(tp)), tp)
+                if len(records) < (1 if until_end else size):
+                    if records:
+                        reader.assign({each: reader.position(each) for each in partitions} | {tp: records[0].offset})
+                    short[tp] = ends[tp]
+                    ready.remove(tp)
+                    continue
+                worker.tables.advance(system.health.beat)
                 if journal is not None:
                     journal.step(tp.partition, records[0].offset, records[-1].offset + 1, len(records))
                 report = worker.step(tp.partition, records, system.settings.group_id)
                 trainer.catch_up(system.health.beat)
                 system.health.committed()
                 system.health.beat()
+                if ends[tp] - reader.position(tp) < (1 if until_end else size):
+                    ready.remove(tp)
+                worker.held[tp.partition].settle()
                 steps += 1
                 done = sum(reader.position(each) for each in partitions)
                 if journal is not None and steps % JOURNAL_EVERY == 0:

@@ -13,6 +13,8 @@ from streaming.errors import Fenced
 from streaming.log import TopicPartition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consumers.requests import Requests
     from consumers.system import System
     from consumers.worker import Worker
@@ -58,8 +60,11 @@ class Moving:
         """Whether a partition is being restored, so that nobody should wait long for events."""
         return bool(self._takeovers)
 
-    def follow(self, assignment: Assignment) -> None:
-        """Let go of what is not ours any more, and begin to take over what is ours now. Call it at every turn."""
+    def follow(self, assignment: Assignment, beat: Callable[[], None]) -> None:
+        """Let go of what is not ours any more, and begin to take over what is ours now. Call it at every turn.
+
+        ``beat`` is called as often as profiles or copies take long to be read: the group is to hear of us meanwhile.
+        """
         ours = assignment.partitions if assignment.generation >= 0 else frozenset[int]()
         if assignment != self._owner:
             self._system.health.assigned(len(ours) if assignment.generation >= 0 else None)
@@ -74,10 +79,10 @@ class Moving:
             del self._void[number]
         # Only now that earlier owners are fenced: what they committed of the tables is read here.
         self._worker.tables.assign(ours)
-        self._worker.tables.advance(self._system.health.beat)
+        self._worker.tables.advance(beat)
         self._read_on()
         if self._standby is not None:
-            self._standby.follow(set(range(self._topic.partitions)) - ours, self._system.health.beat)
+            self._standby.follow(set(range(self._topic.partitions)) - ours, beat)
         self._owner = assignment
 
     def _let_go(self, ours: frozenset[int]) -> None:
@@ -114,13 +119,13 @@ class Moving:
         self._reader.assign({})
         self._system.health.restored(done=False)
 
-    def advance(self) -> None:
-        """Restore for a while; a partition that is done is read from the next turn on."""
+    def advance(self, beat: Callable[[], None]) -> None:
+        """Restore for a while; a partition that is done is read from the next turn on. ``beat`` as in `follow`."""
         done = False
         for number, takeover in list(self._takeovers.items()):
             seconds = SLICE_SECONDS if self._worker.held else ALONE_SECONDS
             try:
-                restored = takeover.advance(seconds, self._system.health.beat)
+                restored = takeover.advance(seconds, beat)
             except Fenced as error:
                 logger.warning("takeover given up", partition=number, reason=str(error))
                 self._system.metrics.fenced.inc()

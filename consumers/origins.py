@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from streaming.errors import SourceError
 from streaming.events import ReplayPosition
-from streaming.log import Record
+from streaming.log import Record, TopicPartition, present
 from streaming.textfiles import Place
 from streaming.timeorder import by_time
 
@@ -112,18 +114,26 @@ class FileOrigin:
 
 
 class TopicPlace:
-    """A place in a topic: the next offset of each partition that was begun."""
+    """A place in a topic: the next offset of each partition that was begun, and by which record to tell the topic again."""
 
-    def __init__(self, offsets: dict[int, int]) -> None:
-        self.offsets = offsets
+    def __init__(self, offsets: dict[int, int], digest: str) -> None:
+        self.offsets, self._digest = offsets, digest
+        self._last: Record | None = None
 
     def after(self, item: Item) -> None:
         """Move behind ``item``."""
+        self._last = item.record
         self.offsets[item.record.partition] = item.record.offset + 1
 
     def fields(self) -> dict[str, Any]:
         """The place as `ReplayPosition` has it."""
-        return {"offsets": dict(self.offsets)}
+        return {"offsets": dict(self.offsets), "digest": self._digest if self._last is None else digest_of(self._last)}
+
+
+def digest_of(record: Record) -> str:
+    """Where a record stands, and by what it is told from another there."""
+    text = b"\0".join([record.key or b"", record.value or b"", str(record.timestamp).encode()])
+    return f"{record.partition}/{record.offset}/{hashlib.sha256(text).hexdigest()[:16]}"
 
 
 class TopicOrigin:
@@ -153,10 +163,25 @@ class TopicOrigin:
 
     def place(self, position: ReplayPosition) -> TopicPlace:
         """The offsets."""
-        return TopicPlace(dict(position.offsets))
+        return TopicPlace(dict(position.offsets), position.digest)
 
     def items(self, position: ReplayPosition) -> Iterator[tuple[Item, float]]:
-        """The records after ``position``. Raises as `TopicSource.entries` does."""
+        """The records after ``position``.
+
+        Raises as `TopicSource.entries` does, and `SourceError` where the last record taken is another now: the path or the address of a
+        log does not tell it from one that was made anew, or from that of another folder.
+        """
+        if position.digest:
+            number, offset, _ = position.digest.split("/")
+            tp = TopicPartition(self.source.topic.name, int(number))
+            start, end = self.source.log.bounds([tp])[tp]
+            found = next(present(self.source.log, [tp], at_once=1, since=int(offset)), None) if start <= int(offset) < end else None
+            if found is not None and found.offset == int(offset) and digest_of(found) != position.digest:
+                raise SourceError(
+                    f"{self.identity}[{number}]: the record at {offset} is not the one that was last replayed from there: it is "
+                    f"another topic of that name; {position.entries} entries are in {position.topic} already; with --restart all "
+                    "of it is sent again"
+                )
         for entry, share in self.source.entries(position.offsets):
             yield Item(entry.record, entry.timestamp, None), share
 

@@ -52,6 +52,8 @@ class Requests:
         self._worker = worker
         self._largest = scores_bytes
         self._waiting: dict[int, list[_Waiting]] = {}
+        self._told_of: dict[TopicPartition, int] = {}
+        """Up to where it was said that requests were lost."""
         self._catalogue = Catalogue(worker.model)
         self.topic = worker.topics["requests"]
 
@@ -61,7 +63,8 @@ class Requests:
         wanted = [TopicPartition(self.topic, number) for number in sorted(partitions)]
         committed, bounds = self._worker.log.committed(self._worker.settings.group_id, wanted), self._worker.log.bounds(wanted)
         for tp, offset in committed.items():
-            if offset < bounds[tp].start:
+            if offset < bounds[tp].start and self._told_of.get(tp) != bounds[tp].start:
+                self._told_of[tp] = bounds[tp].start
                 logger.warning("requests lost to retention", partition=tp.partition, unanswered=bounds[tp].start - offset)
         return {tp: max(committed.get(tp, 0), bounds[tp].start) for tp in wanted}
 
@@ -88,7 +91,8 @@ class Requests:
     @property
     def at_once(self) -> int:
         """How many requests go into one transaction at most, as large as the catalogue is now."""
-        return max(1, min(AT_ONCE, SCORES_AT_ONCE // max(1, len(self._worker.model.items.features))))
+        model = self._worker.model
+        return max(1, min(AT_ONCE, SCORES_AT_ONCE // max(1, len(model.items.features), model.item_table.known)))
 
     def answer(self, number: int, position: int, owner: Assignment | str, *, wait: bool = True) -> int:
         """Answer the first requests of a partition that are due, in one transaction; returns how many.

@@ -129,8 +129,10 @@ class Takeover:
         (start, end), committed = self._state.log.bounds([source])[source], self._committed
         if committed is None or committed >= start:
             return start if committed is None else committed
-        if start == end and end - committed <= NEAR_END:
-            return start  # Behind the last event there are only a broker's own marks, which went with it.
+        if self._state.log.marks and start == end and end - committed <= NEAR_END:
+            # Behind the last event there are a broker's own marks, which went with it: nobody can tell any more that it was only these.
+            logger.warning("retention removed the last offsets unread", partition=source.partition, first=committed, end=end)
+            return start
         what = f"{source.topic}[{source.partition}]: offsets {committed} to {start} were removed by retention before they were scored"
         if not self._state.settings.worker.skip_lost:
             raise OffsetOutOfRange(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -121,6 +121,7 @@ class Worker:
         with suppress(LogError, StoreError):
             self.finish(number)
         partition = self.held.pop(number)
+        self.histories.clear()
         partition.writer.close()
         self._observe_users()
         return partition.support
@@ -200,11 +201,8 @@ class Worker:
             return None
         partition.under_way = None
         try:
-            if step.commit.done:
+            with nullcontext() if step.commit.done else self.metrics.stage("commit"):
                 written = step.commit.result()
-            else:
-                with self.metrics.stage("commit"):
-                    written = step.commit.result()
         except BaseException:
             partition.support.discard_all()
             self.tables.given_up(step.tables.positions)

@@ -22,12 +22,17 @@ from torch import Tensor
 from model.mamo import Mamo
 from model.memory import Memory
 from model.meta import Optimiser
-from model.numbering import distinct
+from model.numbering import distinct, slices
 
 if TYPE_CHECKING:
     from model.numbering import Numbers
 
-FORMAT = "coldstream-checkpoint/1"
+FORMAT = "coldstream-checkpoint/2"
+FORMATS = ("coldstream-checkpoint/1", FORMAT)
+"""Those that can be read. In the first the keys of rows stood in the metadata, of which a file holds 100 MB."""
+
+
+NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class CheckpointError(Exception):
@@ -118,8 +123,10 @@ def save(path: Path, saved: Saved) -> None:
         "settings": json.dumps(saved.settings, ensure_ascii=False),
     }
     for name, (keys, values) in saved.state.rows.items():
+        encoded = [key.encode() for key in keys]
         tensors[f"rows.{name}"] = values
-        metadata[f"rows.{name}"] = json.dumps(list(keys), ensure_ascii=False)
+        tensors[f"keys.{name}"] = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if any(encoded) else NOTHING
+        tensors[f"lengths.{name}"] = torch.tensor(list(map(len, encoded)), dtype=torch.int32)
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
@@ -138,13 +145,12 @@ def read(path: Path) -> Saved:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in FORMATS:
         raise CheckpointError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
     try:
         version, digest, settings = int(metadata["version"]), metadata["digest"], json.loads(metadata["settings"])
-        rows = {
-            name.removeprefix("rows."): (_keys(metadata[name], tensors.pop(name))) for name in list(tensors) if name.startswith("rows.")
-        }
+        names = [name.removeprefix("rows.") for name in tensors if name.startswith("rows.")]
+        rows = {name: _rows(name, tensors, metadata) for name in names}
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata is not that of a checkpoint ({error})") from error
     if not isinstance(settings, dict):
@@ -154,8 +160,16 @@ def read(path: Path) -> Saved:
     return Saved(version, State(tensors, rows), digest, settings)
 
 
-def _keys(text: str, values: Tensor) -> tuple[Sequence[str], Tensor]:
-    keys = json.loads(text)
+def _rows(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[Sequence[str], Tensor]:
+    """Keys and values of a table, taken out of the tensors of a file. Raises ValueError for keys that are none, and KeyError."""
+    values = tensors.pop(f"rows.{name}")
+    if metadata["format"] == FORMAT:
+        lengths, text = tensors.pop(f"lengths.{name}"), tensors.pop(f"keys.{name}").numpy().tobytes()
+        ends = lengths.long().cumsum(0).tolist()
+        fits = lengths.dim() == 1 and bool((lengths >= 0).all()) and (ends[-1] if ends else 0) == len(text)
+        keys = [text[of].decode() for of in slices(ends)] if fits else None
+    else:
+        keys = json.loads(metadata[f"rows.{name}"])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or values.dim() != 2 or len(keys) != len(values):
         raise ValueError("keys and rows do not fit")
     return keys, values

@@ -143,7 +143,7 @@ class MAMORanker(reco.base.Ranker):
 
     def predict_one(self, user: Hashable, item: Hashable, x: Features | None = None) -> float:  # type: ignore[override] # float is no Number
         """The rating expected of the user for the item, inside the scale. ``x`` counts for this prediction alone."""
-        with self._knowing(str(user), str(item), x):
+        with self._knowing(text(user), text(item), x):
             return self._predict(user, item)[0]
 
     def predict_sd_one(self, user: Hashable, item: Hashable, x: Features | None = None) -> float:
@@ -151,7 +151,7 @@ class MAMORanker(reco.base.Ranker):
 
         Raises NotImplementedError where the settings call for gradient steps, which give no variance.
         """
-        with self._knowing(str(user), str(item), x):
+        with self._knowing(text(user), text(item), x):
             sd = self._predict(user, item)[1]
         if sd is None:
             raise NotImplementedError(f"settings.local = {self.model.settings.local} has no variance; closed_form has")
@@ -165,26 +165,29 @@ class MAMORanker(reco.base.Ranker):
 
         Ratings are compared before they are brought inside the scale; equal ones stand in the order of their ids.
         """
-        by_id = {str(item): item for item in items}
+        by_id = {text(item): item for item in items}
         if not by_id:
             return []
         ids = sorted(by_id)
-        with self._knowing(str(user), None, x):
+        with self._knowing(text(user), None, x):
             adapted = adapt(self.model, [self._task(str(user), ids, [0.0] * len(ids))], learning=False)
         order = torch.sort(adapted.prediction.score.detach()[0], descending=True, stable=True).indices
         return [by_id[ids[place]] for place in order.tolist()]
 
     def learn_one(self, user: Hashable, item: Hashable, y: float, x: Features | None = None) -> None:  # type: ignore[override]
-        """Take in that the user rated the item ``y``. Raises ValueError for a rating off the scale; nothing is then kept."""
-        key, rating = str(user), self._rating(y)
-        for profiles, owner, features in self._profiles(key, str(item), x):
+        """Take in that the user rated the item ``y``.
+
+        Raises ValueError for a rating off the scale and for an id or a feature that no UTF-8 has; nothing is then kept.
+        """
+        key, rated, rating = text(user), text(item), self._rating(y)
+        for profiles, owner, features in self._profiles(key, rated, x):
             profiles.set(owner, features)
-        self._waiting.append(self._task(key, [str(item)], [rating]))
+        self._waiting.append(self._task(key, [rated], [rating]))
         if key not in self._supports:
             self._supports[key] = []
             self._users.append(key)
         support = self._supports[key]
-        support.append((str(item), rating))
+        support.append((rated, rating))
         del support[: -self.support_size]
         if len(self._waiting) >= self.micro_batch:
             self._learn()
@@ -236,15 +239,16 @@ class MAMORanker(reco.base.Ranker):
             writes.append(writing.composed())
         # The memory writes go with the first.
         parts = [(gradient, compose(writes) if place == 0 else None) for place, gradient in enumerate(gradients)]
+        # Before the steps: whatever breaks them off, as a Ctrl-C in a notebook may, no event is learned twice.
+        self._learned += len(self._waiting)
+        self._users_before = len(self._users)
+        self._waiting = []
         for (gradient, written_with), (_, _, completes) in zip(parts, groups, strict=True):
             if gradient.finite() and (written_with is None or written_with.finite()):
                 self._parts.append((gradient, written_with))
             if completes and self._parts:
                 self._optimiser.step(total([part for part, _ in self._parts]), compose(part for _, part in self._parts))
                 self._parts = []
-        self._learned += len(self._waiting)
-        self._users_before = len(self._users)
-        self._waiting = []
 
     def _rehearsal(self, event: int) -> list[Task]:
         """Tasks of users from before this micro-batch, drawn by the seed and the number of the event as a worker draws them."""
@@ -333,14 +337,26 @@ def _tensors(
     return Gradient(queries, torch.from_numpy(vector), gradients), writes
 
 
+def text(value: object) -> str:
+    """An id or a category as text. Raises ValueError, naming it, where no UTF-8 has it, as it is of lone surrogates."""
+    found = str(value)
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{found!a} is no text that UTF-8 has; read the file that it is from in its own encoding") from None
+    return found
+
+
 def plain(name: str, value: object) -> Value | None:
     """A feature's value as profiles hold it, whatever kind of number or collection it came as. Raises TypeError naming the feature."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return text(value)
     if isinstance(value, (numbers.Real, np.bool_)):
         return float(value)
     if isinstance(value, (set, frozenset)):
-        return sorted(str(each) for each in value)
+        return sorted(map(text, value))
     if isinstance(value, (list, tuple)):
-        return [str(each) for each in value]
+        return list(map(text, value))
     raise TypeError(f"x[{name!r}]: a number, a text or a list of texts is needed, not {type(value).__name__}")

@@ -95,7 +95,7 @@ class Profiles:
 
     def begin(self) -> None:
         """Start a step: the places given before may no longer hold."""
-        self.table.trim()
+        self.table.trim(len(self.features))
         if self._layout != self.table.layout or len(self._places) > self.remember:
             self._forget()
 
@@ -122,13 +122,14 @@ class Profiles:
     def _place(self, key: str) -> int:
         place = self._places.get(key)
         if place is None:
+            encoded = self._encode(key)
             place = self._places[key] = self._free.pop() if self._free else len(self._places)
             if self._index is not None:
                 self._index.add(key, place)
             if place == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
                 self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
-            self._rows[place], self._weights[place] = self._encode(key)
+            self._rows[place], self._weights[place] = encoded
         return place
 
     def _encode(self, key: str) -> tuple[list[int], list[float]]:

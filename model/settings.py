@@ -166,7 +166,9 @@ class ModelSettings(BaseModel):
         default=0.003, ge=0, le=1, description="L2 in the gradient of the rows of item profiles, their biases among them"
     )
     user_decay: float = Field(default=0.001, ge=0, le=1, description="L2 in the gradient of the rows of user profiles")
-    prior_decay: float = Field(default=0.003, ge=0, le=1, description="L2 in the gradient of the networks")
+    prior_decay: float = Field(
+        default=0.003, ge=0, le=1, description="L2 in the gradient of the prior's network and of log Lambda: of the closed form"
+    )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="whether a round's gradients are averaged over its queries or summed"
     )

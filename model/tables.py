@@ -163,9 +163,12 @@ class Table:
         self.pending -= int(self.provisional[row])
         self.provisional[row] = False
 
-    def trim(self) -> None:
-        """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change."""
-        many, full = self.pending >= self.max_rows, self.known >= self.max_rows
+    def trim(self, spare: int = 0) -> None:
+        """Forget provisional rows once they are many or the version has filled up. Called between steps: row numbers change.
+
+        Many are ``spare`` more than the version may hold: one for each profile, or who walks through all of them would never be done.
+        """
+        many, full = self.pending >= self.max_rows + spare, self.known >= self.max_rows
         # In a full table what is looked up has a shared row, which may stay: to forget it would be to make all anew, step after step.
         if not many and not (
             full and self.pending and any(self.home(key) != key for key in map(self.keys.__getitem__, self.provisional.nonzero()[0]))

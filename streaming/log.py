@@ -240,6 +240,9 @@ class Writer(abc.ABC):
 class Log(abc.ABC):
     """A connection to a broker. One per process; its readers, members and writers may be used from one thread each."""
 
+    marks = False
+    """Whether a broker's own marks, such as those that end Kafka's transactions, take offsets too."""
+
     @abc.abstractmethod
     def create(self, topics: Iterable[Topic]) -> None:
         """Create the topics that do not exist.

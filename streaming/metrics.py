@@ -261,7 +261,6 @@ class Metrics:
             "over",
         )
         self.users_held = self._gauge("users_held", "Users with a support set in this process.")
-        self.support_interactions = self._gauge("support_interactions", "Interactions in the support sets held.")
         self._restored = self._gauge("restored_share", "Of a partition being restored, the share that is; none while none is.", "partition")
         self._behind = self._gauge("store_behind_users", "Users whose last change is not in the local store yet.")
         self._full = self._gauge("stores_full", "Local stores that had no room for their last write.")
@@ -341,6 +340,7 @@ class Metrics:
 
     def observe_fold(self, *, query: int, rehearsal: int = 0, dropped: int = 0, weighted: int = 0) -> None:
         """Take in a trainer's committed round: how many updates of each kind it folded, how many of them at less weight, and dropped."""
+        self.commits.inc()
         self._of_kind["query"].inc(query)
         self._of_kind["rehearsal"].inc(rehearsal)
         self.dropped.inc(dropped)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SETTLE_USERS = 2_000
 SETTLE_SECONDS = 1.0
 
+MOST_DRAWS = 16
+"""As many times as usual may ordinals be drawn, to find users among the holes that forgotten ones leave."""
+
 
 class Appended(msgspec.Struct):
     """A `Support` with its fields, each interaction left as it is encoded: to append one takes a sixth of the time."""
@@ -63,7 +66,7 @@ class SupportSets:
     def __init__(self, size: int, *, max_users: int = 0, held: Held | None = None) -> None:
         self.size = size
         self.max_users = max_users
-        self.held = InMemory() if held is None else held
+        self.held = InMemory(ordered=max_users > 0) if held is None else held
         position = self.position
         self.ordinals_given = position.users if position else 0
         self._staged = Layer()
@@ -260,13 +263,16 @@ class SupportSets:
         """Draw up to ``count`` different users, all alike likely; the same for the same log and generator, restarted or not.
 
         Users first seen in the step in hand are not drawn, nor are those that it forgets. Ordinals of forgotten users are holes, so a
-        draw may come out short where most users were forgotten.
+        draw may come out short where most users were forgotten, although more are tried then, up to `MOST_DRAWS` times as many.
         """
         under_way, staged = self._under_way.users, self._staged.users
         if not len(self.held) + self._under_way.growth:
             return []
         # What is on its way counts, so that the draw does not depend on how far the log is with it.
-        tried = dict.fromkeys(generator.integers(0, self.ordinals_given + self._under_way.ordinals, 4 * count).tolist())
+        ordinals, there = self.ordinals_given + self._under_way.ordinals, len(self.held) + self._under_way.growth
+        # Twice as often as would find as many on average.
+        draws = min(MOST_DRAWS, 1 if there >= ordinals else -(-ordinals // (2 * there)))
+        tried = dict.fromkeys(generator.integers(0, ordinals, 4 * count * max(1, draws)).tolist())
         places = {value.ordinal: user for user, value in under_way.items() if isinstance(value, Appended)}
 
         def user_of(ordinal: int) -> str | None:

@@ -11,6 +11,8 @@ from streaming.errors import SourceError
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"(\d{1,9})([smhdw])")
 _MS = re.compile(r"-?\d{1,15}")
+_LEAST_DIGITS = 10
+"""Of milliseconds since the epoch: with fewer, it is rather a year or a date that somebody means."""
 
 
 class Before(NamedTuple):
@@ -73,6 +75,8 @@ def parse_moment(text: str) -> int | Before:
     if _SPAN.fullmatch(text.removeprefix("-")):
         return Before(parse_span(text.removeprefix("-")))
     if _MS.fullmatch(text):
+        if len(text.lstrip("-")) < _LEAST_DIGITS:
+            raise ValueError(f"{text!r} is no time: as milliseconds since the epoch it is in 1970; write a year as {text[:4]}-01-01")
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

@@ -237,15 +237,35 @@ def test_rows_that_move_while_a_question_is_answered_do_not_change_whose_they_ar
     table.lookup(["id=asked"])
     rows = table.admit([f"id=later{number}" for number in range(5)])
     table.values[rows] = torch.from_numpy(3 * np.random.default_rng(3).standard_normal((5, table.width)))
-    items, unknown = Catalogue(model), [f"x{number}" for number in range(60)]
+    items, unknown = Catalogue(model), [f"x{number}" for number in range(80)]
     table.max_rows = 50
     before = table.layout
-    task = Task("ann", unknown, [3.0] * 60, [], [])
+    task = Task("ann", unknown, [3.0] * 80, [], [])
     (found,) = items.candidates([task], [3])
     assert table.layout > before, "the place of the row that was only looked up is another's"
     table.max_rows = 1000
     assert {item for _, item in of_all(model, task, items.every())[:3]} <= set(found)
     assert {f"later{number}" for number in range(5)} <= set(items.every())
+
+
+def test_a_catalogue_of_more_items_than_the_version_may_hold_is_encoded_once() -> None:
+    model = stocked(CLOSED, items=50)
+    for number in range(300):
+        model.items.set(f"new{number}", {"genre": ["drama"]})
+    model.item_table.max_rows = 100
+    items, layout, encoded = Catalogue(model), model.item_table.layout, list[str]()
+    encode = model.items._encode
+
+    def counted(key: str) -> tuple[list[int], list[float]]:
+        encoded.append(key)
+        return encode(key)
+
+    model.items._encode = counted  # type: ignore[method-assign]
+    for _ in range(4):
+        items.candidates(TASKS, [5] * 3)
+    assert model.item_table.layout == layout
+    assert model.item_table.pending > model.item_table.max_rows, "it has more than the version may hold"
+    assert len(encoded) < 2 * 350
 
 
 def test_past_its_bound_a_table_is_made_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

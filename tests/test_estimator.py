@@ -25,7 +25,7 @@ from consumers.stop import Stop
 from consumers.system import System
 from model.estimator import MAMORanker
 from model.mamo import Mamo
-from model.meta import Adapted, Gradient, Writing, differentiate
+from model.meta import Adapted, Gradient, Optimiser, Writing, differentiate
 from model.settings import PRESETS, Feature, FeatureSchema, ModelSettings
 from streaming.codec import decode, encode
 from streaming.events import Interaction, Profile, Score
@@ -342,6 +342,37 @@ def test_a_rating_off_the_scale_is_refused_and_leaves_nothing(y: float) -> None:
     with pytest.raises(ValueError, match=r"off the scale of 1 to 5"):
         ranker.learn_one("ann", "i1", y, {"age": 3})
     assert pickle.dumps(ranker) == before
+
+
+@pytest.mark.parametrize(("user", "item", "x"), [("caf\udce9", "i", {}), ("u", "\ud800", {}), ("u", "i", {"job": "\udc80"})])
+def test_what_no_utf8_has_is_refused_by_name_and_leaves_nothing(user: str, item: str, x: dict[str, Any]) -> None:
+    ranker = small()
+    before = pickle.dumps(ranker)
+    with pytest.raises(ValueError, match=r"\\ud.* is no text that UTF-8 has"):
+        ranker.learn_one(user, item, 3, x)
+    with pytest.raises(ValueError, match=r"\\ud.* is no text that UTF-8 has"):
+        ranker.predict_one(user, item, x)
+    assert pickle.dumps(ranker) == before
+
+
+def test_broken_off_between_two_steps_no_event_is_learned_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker, steps = small(meta_update=4), Optimiser.step
+
+    def interrupted(self: Optimiser, *arguments: Any) -> Any:  # noqa: ANN401
+        made.append(steps(self, *arguments))
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        return made[-1]
+
+    made: list[Any] = []
+    monkeypatch.setattr(Optimiser, "step", interrupted)
+    stream = events(9)
+    walk(ranker, stream[:7])
+    with pytest.raises(KeyboardInterrupt):
+        ranker.learn_one(*stream[7])
+    assert len(ranker._waiting) == 0
+    ranker.learn_one(*stream[8])
+    assert (len(made), ranker._learned, len(ranker._waiting)) == (1, 8, 1)
 
 
 def test_a_rating_that_is_no_number_is_refused() -> None:

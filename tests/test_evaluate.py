@@ -149,6 +149,19 @@ def test_biases_are_the_ridge_regression_they_claim_to_be() -> None:
 # Measures
 
 
+@pytest.mark.parametrize("scale", [(-10.0, 10.0), (0.0, 2000.0)])
+def test_ndcg_is_that_of_a_scale_of_1_to_5(scale: tuple[float, float]) -> None:
+    low, high = scale
+    ratings = np.random.default_rng(4).integers(1, 6, (20, 6)).astype(float)
+    scores = np.random.default_rng(5).uniform(1, 5, (20, 6))
+    wide = [(low + (values - 1) / 4 * (high - low)).tolist() for values in (ratings, scores)]
+    items = list("abcdef")
+    there = outcome([Task("u", [], [], items, row) for row in wide[0]], wide[1], scale)
+    here = outcome([Task("u", [], [], items, row) for row in ratings.tolist()], scores.tolist(), (1.0, 5.0))
+    assert there.ndcg_3 == pytest.approx(here.ndcg_3)
+    assert ((here.ndcg_3 >= 0) & (here.ndcg_3 <= 1)).all()
+
+
 def test_measures_by_hand() -> None:
     tasks = [Task("a", [], [], ["x", "y"], [5.0, 1.0]), Task("b", [], [], ["x"], [3.0])]
     found = outcome(tasks, [[4.0, 9.0], [1.0]], (1.0, 5.0))

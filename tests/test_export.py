@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -93,7 +95,7 @@ def test_a_fresh_deployment_starts_from_what_another_learned(trained: Settings, 
 def test_the_file_says_what_it_is(trained: Settings, file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    assert metadata["format"] == "coldstream-checkpoint/1"
+    assert metadata["format"] == "coldstream-checkpoint/2"
     assert metadata["digest"] == trained.digest()
     assert json.loads(metadata["settings"]) == trained.decisive()
     assert int(metadata["version"]) == checkpoint.read(file).version > 10
@@ -155,14 +157,42 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no file": (lambda source, target: None, "not a checkpoint that can be read"),
     "another format": (changed_metadata(format="other/1"), "found format 'other/1'"),
     "no version": (changed_metadata(version=""), "metadata"),
-    "keys that do not fit": (changed_metadata(**{"rows.item": '["a"]'}), "keys and rows do not fit"),
-    "keys that are no text": (changed_metadata(**{"rows.item": "[1]"}), "keys and rows do not fit"),
+    "fewer keys": (changed_tensors(lambda tensors: tensors.update({"lengths.item": tensors["lengths.item"][1:].clone()})), "do not fit"),
+    "keys cut short": (changed_tensors(lambda tensors: tensors.update({"keys.item": tensors["keys.item"][1:].clone()})), "do not fit"),
+    "a length below 0": (changed_tensors(lambda tensors: tensors["lengths.item"].neg_()), "do not fit"),
+    "keys that are no text": (changed_tensors(lambda tensors: tensors["keys.item"].fill_(255)), "metadata"),
+    "no keys": (changed_tensors(lambda tensors: tensors.pop("keys.item")), "metadata"),
+    "keys that an older file has not": (changed_metadata(format="coldstream-checkpoint/1"), "metadata"),
+    "an older file's keys that do not fit": (
+        changed_metadata(format="coldstream-checkpoint/1", **{"rows.item": '["a"]', "rows.user": "[1]"}),
+        "keys and rows do not fit",
+    ),
     "settings that are none": (changed_metadata(settings="[]"), "settings are not a table"),
     "NaN": (changed_tensors(lambda tensors: tensors["phi"].fill_(float("nan"))), "phi holds numbers that are not finite"),
     "a tensor less": (changed_tensors(lambda tensors: tensors.pop("memory.centre")), "memory.centre"),
     "no moments": (changed_tensors(lambda tensors: tensors.pop("moments")), "moments"),
     "another shape": (changed_tensors(lambda tensors: tensors.update(phi=tensors["phi"][:-1].clone())), "phi"),
 }
+
+
+def test_a_file_of_the_first_format_is_read(file: Path, tmp_path: Path) -> None:
+    """Its keys stood in the metadata, which a large model's have no room in."""
+    saved, old = checkpoint.read(file), tmp_path / "old.safetensors"
+    keys = {f"rows.{name}": json.dumps(list(keys)) for name, (keys, _) in saved.state.rows.items()}
+    changed_metadata(format="coldstream-checkpoint/1", **keys)(file, old)
+    found = checkpoint.read(old)
+    for name, (texts, values) in saved.state.rows.items():
+        assert list(found.state.rows[name][0]) == list(texts) != []
+        assert torch.equal(found.state.rows[name][1], values)
+
+
+def test_long_keys_of_many_rows_go_into_a_file(tmp_path: Path) -> None:
+    keys = [f"id={'long ' * 50}{number}" for number in range(450_000)]
+    rows: dict[str, tuple[Sequence[str], torch.Tensor]] = {"item": (keys, torch.zeros(len(keys), 1)), "user": ([], torch.zeros(0, 1))}
+    path = tmp_path / "large.safetensors"
+    checkpoint.save(path, checkpoint.Saved(1, checkpoint.State({"phi": torch.zeros(1)}, rows), "", {}))
+    found = checkpoint.read(path).state.rows
+    assert (found["item"][0], found["user"][0]) == (keys, [])
 
 
 @pytest.mark.parametrize("what", BROKEN)

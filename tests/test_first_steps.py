@@ -63,7 +63,7 @@ def test_who_is_asked_and_does_not_say_yes_forgets_nobody(
     assert records(tmp_path / "log.db", "users") == []
 
 
-@pytest.mark.parametrize("command", [["score", "u1"], ["forget", "u1", "--yes"]])
+@pytest.mark.parametrize("command", [["score", "u1"], ["forget", "u1", "--yes"], ["audit"], ["dead-letters", "send-back", "--all"]])
 def test_another_number_of_partitions_than_the_logs_is_named(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +130,15 @@ def test_a_value_that_is_the_default_is_no_change_whoever_wrote_it(tmp_path: Pat
     (tmp_path / "coldstream.toml").write_text("seed = 1\n[worker]\nmicro_batch = 32\n", encoding="utf-8")
     code, text = said(capsys, "config", "--changed", "--format", "json")
     assert (code, list(msgspec.json.decode(text))) == (0, ["worker.micro_batch"])
+
+
+def test_a_feature_that_reads_like_a_secret_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[schema.user.token_count]\nkind = "numeric"\nmean = 3\n'
+    (tmp_path / "coldstream.toml").write_text(text, encoding="utf-8")
+    code, shown = said(capsys, "config", "--changed", "--format", "toml")
+    assert (code, "***" in shown, "token_count" in shown) == (0, False, True)
+    (tmp_path / "again.toml").write_text(shown, encoding="utf-8")
+    assert said(capsys, "config", "--config", "again.toml")[0] == 0
 
 
 def test_the_letter_of_a_line_too_long_to_keep_says_how_long_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,13 +190,11 @@ def test_the_rest_is_set_directly() -> None:
     metrics = Metrics()
     metrics.watch_attention(lambda: (0.2, 0.1))
     metrics.users_held.set(9)
-    metrics.support_interactions.set(90)
     metrics.aborted.inc()
     metrics.fenced.inc()
     assert value(metrics, "attention_spread", over="users") == 0.2
     assert value(metrics, "attention_spread", over="rows") == 0.1
     assert value(metrics, "users_held") == 9
-    assert value(metrics, "support_interactions") == 90
     assert value(metrics, "transactions_aborted_total") == 1
     assert value(metrics, "fenced_total") == 1
 

@@ -46,9 +46,9 @@ class Hand:
     def share(self) -> Assignment:
         """The first half of a turn: partitions come and go, and are restored for a while."""
         assignment = self.member.assignment()
-        self.moving.follow(assignment)
+        self.moving.follow(assignment, lambda: None)
         taking = dict(self.moving._takeovers)
-        self.moving.advance()
+        self.moving.advance(lambda: None)
         self.restored |= {number: takeover.records for number, takeover in taking.items() if number in self.worker.held}
         return assignment
 
@@ -222,7 +222,7 @@ def test_a_partition_that_another_takes_over_from_a_takeover_is_taken_back_anew(
     while not assignment.partitions:
         first.share()
         assignment = second.member.assignment()
-    second.moving.follow(assignment)
+    second.moving.follow(assignment, lambda: None)
     taken = sorted(second.moving._takeovers)
     assert taken
     fill(settings, STREAM.messages[300:])
@@ -234,7 +234,7 @@ def test_a_partition_that_another_takes_over_from_a_takeover_is_taken_back_anew(
             with system.log.reader() as reader:
                 reader.assign({tp: other.open(number)})
                 other.step(number, reader.poll(16), assignment)
-    second.moving.advance()
+    second.moving.advance(lambda: None)
     assert sorted(second.moving._void) == taken
     first.until_idle()
     second.until_idle()

@@ -112,6 +112,34 @@ def test_profiles_are_copied_with_those_that_were_taken_back(tmp_path: Path) -> 
                 replay(log, source, topics(partitions=2), into="users", **settings)
 
 
+def test_another_log_under_the_name_of_the_one_before_is_not_taken_for_it(tmp_path: Path) -> None:
+    with new_log(tmp_path) as log:
+        for name, begin in (("monday", 0), ("tuesday", 500)):
+            (tmp_path / name).mkdir()
+            with open_log(f"embedded:{tmp_path / name}/log.db") as source:
+                history(source, 50, begin=begin)
+                if name == "monday":
+                    assert run(log, from_log=source).sent == 50
+                    history(source, 10, begin=50)
+                    assert run(log, from_log=source).sent == 10
+                    continue
+                history(source, 20, begin=begin + 50)
+                with pytest.raises(SourceError, match=r"is not the one that was last replayed from there.*--restart"):
+                    run(log, from_log=source)
+                assert run(log, from_log=source, restart=True).sent == 70
+        assert items(log) == [*range(60), *range(500, 570)]
+
+
+def test_the_last_days_of_a_topic_without_events_are_no_days(tmp_path: Path) -> None:
+    """Nothing is settled by then, or whatever came would be inside for ever."""
+    with new_log(tmp_path) as log:
+        log.create([Topic("history", 3)])
+        with pytest.raises(SourceError, match="holds no event yet"):
+            run(log, within=TimeRange(Before(5 * SECOND)))
+        history(log, 50)
+        assert run(log, within=TimeRange(Before(5 * SECOND))).events == 6
+
+
 def test_a_topic_is_not_replayed_into_itself(tmp_path: Path) -> None:
     with new_log(tmp_path) as log, pytest.raises(SourceError, match="into itself"):
         replay(log, TopicSource(log, "interactions"), topics(partitions=1))

@@ -190,6 +190,19 @@ def test_what_is_on_its_way_counts_as_if_it_were_committed(
         late.close()
 
 
+def test_rehearsal_finds_users_where_most_have_been_dropped() -> None:
+    sets = SupportSets(5, max_users=100)
+    for n in range(1000):
+        sets.append(f"u{n}", Interaction(f"u{n}", "i", 3.0, 0), ("interactions", 0, n))
+        if n % 16 == 15 or n == 999:
+            sets.begin(sets.changes())
+            sets.commit(b"", 0)
+    assert len(sets) == 100
+    drawn = [sets.draw(32, np.random.default_rng([1, 0, k])) for k in range(50)]
+    assert all(len(users) == len(set(users)) == 32 for users in drawn)
+    assert len({user for users in drawn for user in users}) == 100
+
+
 def test_a_set_that_is_appended_to_is_encoded_as_one_that_is_decoded() -> None:
     """A field that the one had and the other not would be lost with the next event."""
     assert Appended.__struct_fields__ == Support.__struct_fields__

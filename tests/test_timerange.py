@@ -27,7 +27,7 @@ def test_moments(text: str, moment: int | Before) -> None:
     assert parse_moment(text) == moment
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "7 days", "1.5d", "1998-13-01", "7d7d", "9" * 16])
+@pytest.mark.parametrize("text", ["", "yesterday", "7 days", "1.5d", "1998-13-01", "7d7d", "9" * 16, "2024", "20240101", "-7"])
 def test_what_is_no_moment_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"'{text}' is no time"):
         parse_moment(text)

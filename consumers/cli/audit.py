@@ -40,15 +40,15 @@ def command(
 
     from consumers.audit import audit
     from consumers.exits import Exit
-    from consumers.opening import connect, topics_of
+    from consumers.opening import connect, require_topics, topics_of
     from consumers.progress import AuditBar
     from consumers.threads import limit_threads
 
     limit_threads(settings.cores())
     with connect(settings) as log, AuditBar(Console(stderr=True)) as bar:
-        report = audit(
-            log, settings, topics_of(settings), partitions=partition or (), since=since_offset, limit=limit, on_progress=bar.update
-        )
+        topics = topics_of(settings)
+        require_topics(log, topics.values())
+        report = audit(log, settings, topics, partitions=partition or (), since=since_offset, limit=limit, on_progress=bar.update)
     if as_json:
         import msgspec
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "[bold]coldstream config worker[/bold]\n\n[bold]coldstream config --changed --set preset=paper[/bold]\n\n"
-    "[bold]coldstream config --changed --format toml > coldstream.toml[/bold]"
+    "[bold]coldstream config --changed --format toml > effective.toml[/bold]"
 )
 
 

@@ -132,12 +132,14 @@ def send_letters_back(
     settings = configured(ctx, config, sets, verbose).settings
     from consumers.deadletters import send_back
     from consumers.exits import Exit
-    from consumers.opening import connect, topics_of
+    from consumers.opening import connect, require_topics, topics_of
 
+    topics = topics_of(settings)
     wanted = _wanted(reason)._replace(positions=frozenset(positions or ()))
     counts = {"sent": 0, "sent before": 0, "refused": 0}
     with connect(settings) as log:
-        for outcome in send_back(log, settings, topics_of(settings), wanted, set_key=set_key):
+        require_topics(log, topics.values())
+        for outcome in send_back(log, settings, topics, wanted, set_key=set_key):
             counts[outcome.outcome] += 1
             if as_json:
                 import msgspec

@@ -82,7 +82,7 @@ def command(
 
 def _in_lockstep(loaded: Loaded, data: Path, out: Path, events: int | None) -> None:
     """The demo in lockstep, with a process beside it where there is a core for that. One that ended too early gives its exit code."""
-    from consumers.demo_beside import Beside, BesideEnded
+    from consumers.demo_beside import Beside, BesideEnded, keep_settings
     from consumers.progress import StepBar
     from consumers.stop import Stop
 
@@ -90,6 +90,8 @@ def _in_lockstep(loaded: Loaded, data: Path, out: Path, events: int | None) -> N
         with ExitStack() as stack:
             stop = stack.enter_context(Stop())
             beside = stack.enter_context(Beside(loaded, data, out)) if loaded.settings.cores() > 1 else None
+            if beside is None:
+                keep_settings(loaded, out)
             # Only now: it loads torch, and the process beside is at work meanwhile.
             from consumers.demo import demo
 

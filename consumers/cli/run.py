@@ -30,7 +30,8 @@ def command(
     """Run worker and trainer in one process, by turns.
 
     This is the whole system on one machine: interactions that are in the log are scored, learned from, and their scores written; new ones
-    are waited for. The same log, settings and seed give the same scores bit for bit. Ctrl-C finishes the step in hand.
+    are waited for, until they fill a micro-batch. The same log, settings and seed give the same scores bit for bit. Ctrl-C finishes the
+    step in hand. Where somebody goes back to an older model meanwhile, it ends with 5 and is to be started again.
     """
     settings = configured(
         ctx,

@@ -33,6 +33,8 @@ Kind = TypeVar("Kind", Reader, Member, Writer)
 class KafkaLog(Log):
     """Topics, offsets and clients of one cluster; ``servers`` are some of its brokers as HOST:PORT."""
 
+    marks = True
+
     def __init__(self, servers: str | Sequence[str], options: KafkaOptions | None = None) -> None:
         self.client = Client(servers.split(",") if isinstance(servers, str) else list(servers), options or KafkaOptions())
         self._lock = threading.RLock()
