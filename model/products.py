@@ -175,6 +175,14 @@ def _of_three(write: Callable[..., None], transposed: int | None = None) -> Call
     return cast("Callable[[Floats, Floats, Floats], None]", operation)
 
 
+def _of_four(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats, Floats], None]:
+    @intrinsic
+    def operation(_: object, into: types.Array, left: types.Array, right: types.Array, added: types.Array) -> tuple[Any, Any]:
+        return _signature(into, left, right, added), _generated(write)
+
+    return cast("Callable[[Floats, Floats, Floats, Floats], None]", operation)
+
+
 def _of_two(write: Callable[..., None]) -> Callable[[Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, values: types.Array) -> tuple[Any, Any]:
@@ -183,20 +191,27 @@ def _of_two(write: Callable[..., None]) -> Callable[[Floats, Floats], None]:
     return cast("Callable[[Floats, Floats], None]", operation)
 
 
-def _product(of: _Code, into: _Matrix, left: _Matrix, right: _Matrix, *, taken: bool) -> None:
+def _product(
+    of: _Code, into: _Matrix, left: _Matrix, right: _Matrix, added: _Matrix | None = None, *, taken: bool = False, floored: bool = False
+) -> None:
+    """Of the sums that it fills ``into`` with, or takes from there: begun at the one row that is ``added``, and 0 where they are less."""
     builder = of.builder
     tiles = builder.udiv(of.next(into.rows, TALL - 1), of.number(TALL))
 
     def tile(tall: int, first: ir.Value, column: ir.Value, mask: ir.Value | None) -> None:
         rows, sums = [of.next(first, row) for row in range(tall)], of.sums(tall)
+        begin = of.zero if added is None else of.load(added.at(of.number(0), column), mask)
         for row, total in zip(rows, sums, strict=True):
-            builder.store(of.load(into.at(row, column), mask) if taken else of.zero, total)
+            builder.store(of.load(into.at(row, column), mask) if taken else begin, total)
         with code.for_range(builder, left.columns) as loop:
             below = of.load(right.at(loop.index, column), mask)
             for row, total in zip(rows, sums, strict=True):
                 of.join(total, of.spread(of.load_one(left.at(row, loop.index))), below, "fsub" if taken else "fadd")
         for row, total in zip(rows, sums, strict=True):
-            of.store(builder.load(total), into.at(row, column), mask)
+            value = builder.load(total)
+            if floored:
+                value = builder.select(builder.fcmp_ordered("<", value, of.zero), of.zero, value)
+            of.store(value, into.at(row, column), mask)
 
     def of_columns(column: ir.Value, mask: ir.Value | None) -> None:
         # Tiles of like height: one row alone would wait for its own sum.
@@ -270,7 +285,9 @@ def _transpose(of: _Code, into: _Matrix, values: _Matrix) -> None:
                 block(row, column, masks(columns, rows), masks(rows, columns))
 
 
-_multiply = _of_three(partial(_product, taken=False), transposed=1)
+_multiply = _of_three(_product, transposed=1)
+_through_layer = _of_four(_product)
+_through_relu = _of_four(partial(_product, floored=True))
 _take_product = _of_three(partial(_product, taken=True), transposed=1)
 _multiply_rows = _of_three(_rows_by_rows)
 _turn = _of_two(_transpose)
@@ -280,6 +297,15 @@ _turn = _of_two(_transpose)
 def multiply(left: Floats, right: Floats, into: Floats) -> None:
     """Into = left right: (m, k), (k, n), (m, n)."""
     _multiply(into, left, right)
+
+
+@borrowing
+def through(left: Floats, right: Floats, row: Floats, into: Floats, relu: bool) -> None:  # noqa: FBT001  what is compiled has no names
+    """Into = left right + row, (m, k), (k, n), (1, n), (m, n), with ``relu`` 0 where that is less: a layer in one pass."""
+    if relu:
+        _through_relu(into, left, right, row)
+    else:
+        _through_layer(into, left, right, row)
 
 
 @borrowing

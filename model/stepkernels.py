@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import borrowing
-from model.products import multiply, multiply_rows, take_product, turn
-from model.rowkernels import activate, add, before, copy, lift, liken, shrink, squared, take_sum
+from model.products import multiply, multiply_rows, take_product, through, turn
+from model.rowkernels import RELU, activate, add, before, copy, lift, liken, shrink, squared, take_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,6 +110,7 @@ class Room(NamedTuple):
     asked: Floats
     at_asked: Floats
     alike: Floats  # (2, s max(s, q)), of the longest support s, x x' + 1 of the support with itself, and of the query with it
+    row: Floats  # (1, d_e), what a layer adds to each row
     product: Floats  # (d_e, d_e)
     turned: Floats  # (2, d_e n)
 
@@ -193,19 +194,24 @@ def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) 
     ``learned`` rows of the support were seen by a last step that is not written into the weights.
     """
     activate(values, 0, n, layers.first)
-    for place in range(len(layers.item)):
+    d, depth, users = values.shape[2], len(layers.item), len(layers.user)
+    for place in range(depth):
         layer = layers.item[place]
-        multiply(values[place, :n], room.weights[layer], values[place + 1, :n])
-        add(values, place + 1, n, room.biases[layer])
+        kind = layers.follows[layer]
+        for k in range(d):
+            room.row[0, k] = room.biases[layer, k]
         if place == layers.joint:
-            add(values, place + 1, n, room.user_values[len(layers.user), 0])
+            for k in range(d):
+                room.row[0, k] += room.user_values[users, 0, k]
+        through(values[place, :n], room.weights[layer], room.row, values[place + 1, :n], kind == RELU and not learned)
         if learned:
             alike = room.alike[1, : n * learned].reshape((n, learned))
             multiply_rows(values[place, :n], room.values[place, :learned], alike)
             if layers.biased[layer]:
                 lift(alike)
             take_product(alike, room.at[place + 1, :learned], values[place + 1, :n])
-        activate(values, place + 1, n, layers.follows[layer])
+        if learned or kind != RELU:
+            activate(values, place + 1, n, kind)
 
 
 @borrowing

@@ -70,6 +70,17 @@ def test_products_are_those_of_numpy(kind: type[np.floating], m: int, k: int, n:
     drawn.check(wanted)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@given(m=sizes, k=sizes, n=sizes, seed=st.integers(0, 2**32 - 1))
+def test_a_layer_is_product_bias_and_activation(kind: type[np.floating], m: int, k: int, n: int, seed: int, *, relu: bool) -> None:
+    drawn = Drawn.of(m, k, n, kind, seed)
+    row = np.random.default_rng(seed).standard_normal((1, n)).astype(kind)
+    wanted = double(drawn.left) @ double(drawn.right) + double(row)
+    products.through(drawn.left, drawn.right, row, drawn.into, relu)
+    drawn.check(np.maximum(wanted, 0) if relu else wanted)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @given(m=sizes, n=sizes, seed=st.integers(0, 2**32 - 1))
 def test_a_matrix_is_turned(kind: type[np.floating], m: int, n: int, seed: int) -> None:
@@ -97,6 +108,9 @@ def test_what_is_no_number_stays_where_it_is() -> None:
     drawn = Drawn.of(20, 20, 20, np.float32, seed=2)
     drawn.left[3, 4] = np.nan
     products.multiply(drawn.left, drawn.right, drawn.into)
+    assert np.isnan(drawn.into[3]).all()
+    assert np.isfinite(np.delete(drawn.into, 3, 0)).all()
+    products.through(drawn.left, drawn.right, np.zeros((1, 20), np.float32), drawn.into, True)
     assert np.isnan(drawn.into[3]).all()
     assert np.isfinite(np.delete(drawn.into, 3, 0)).all()
 
