@@ -85,6 +85,9 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         try:
             batches = read(system, reader, requests.without_full(worker.held, topic), cut, wait)
         except OffsetOutOfRange as error:
+            read_from = [TopicPartition(name, number) for name in (topic, requests.topic) for number in worker.held]
+            if all(reader.position(tp) >= bounds.start for tp, bounds in system.log.bounds(read_from).items()):
+                raise  # The log ends before what was read of it: to take that over would be to come here again.
             # Whether it goes on behind what was lost is for those who take partitions over to say.
             logger.warning("retention was faster than this worker; its partitions are taken over anew", reason=str(error))
             moving.start_over()

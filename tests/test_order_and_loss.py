@@ -20,7 +20,7 @@ from consumers.system import System
 from streaming.embedded import EmbeddedLog
 from streaming.embedded.file import OFFSET_BITS
 from streaming.errors import OffsetOutOfRange
-from streaming.log import Message, TopicPartition
+from streaming.log import Message, Record, TopicPartition
 from streaming.scored import read_run
 from streaming.store.held import InMemory
 from tests.small_runs import Stream, fill, profile, run, small
@@ -167,6 +167,25 @@ def test_a_worker_that_retention_overtakes_goes_on_where_it_is_told_to(tmp_path:
             assert system.metrics.registry.get_sample_value("coldstream_events_lost_total") == 300
         assert log.committed(settings.group_id, [EVENTS]) == {EVENTS: 362}
         assert [line["first_kept"] for line in said if line["event"] == "events lost to retention"] == [332]
+
+
+def test_a_log_that_ends_before_what_was_read_of_it_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing behind which it could go on, and no use in looking again."""
+    settings = small(tmp_path / "log.db", worker={"skip_lost": True, "poll_timeout_ms": 1})
+    fill(settings, Stream(32, garbage=0.0).messages)
+    with Stop() as stop, System(settings) as system, ExitStack() as stack:
+        opened = open_worker(system, stack)
+
+        poll = opened[2].poll
+
+        def beyond(*of: Any) -> list[Record]:  # noqa: ANN401
+            if opened[0].held:
+                raise OffsetOutOfRange("position 90 is not within the records kept, 0 to 32")
+            return poll(*of)
+
+        monkeypatch.setattr(opened[2], "poll", beyond)
+        with pytest.raises(OffsetOutOfRange, match="position 90"):
+            score(system, stop, *opened)
 
 
 def test_the_group_hears_of_a_worker_that_reads_many_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
