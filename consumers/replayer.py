@@ -247,7 +247,8 @@ def _check_same(name: str, before: ReplayPosition, now: ReplayPosition) -> None:
     # That of a topic is of the last record taken from it, and is for whoever reads on to compare.
     if before.size != now.size or (now.digest and before.digest != now.digest):
         raise SourceError(f"{name} has changed since it was last replayed (its size was {before.size} then, {now.size} now): {advice}")
-    if before.settings != now.settings:
+    # An older version did not note the limits by which a file was sorted.
+    if before.settings not in (now.settings, now.settings.rpartition("-")[0]):
         raise SourceError(f"{name} was last replayed with other columns, format, order, or limits to sort by: {advice}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,4 +43,11 @@ def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options o
         return cast("Loops", njit(**options)(function))
     # Numba looks at the function's own file, and would keep what was made of functions in others that have changed since.
     made._cache._cache_file._source_stamp = SOURCES  # noqa: SLF001
+    made._cache.save_overload = partial(_keep, made._cache.save_overload)  # noqa: SLF001
     return cast("Loops", made)
+
+
+def _keep(save: Callable[..., None], *what: object) -> None:
+    """Keep what was compiled, where there is room for it: a full disk is no reason not to use it."""
+    with suppress(OSError):
+        save(*what)

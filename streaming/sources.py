@@ -83,7 +83,8 @@ class Source:
         self._positions = {} if file.format == "jsonl" else {name: _position(file, name) for name in wanted}
         text = json.dumps([asdict(file.layout), settings], sort_keys=True, default=asdict)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.valid = hashlib.sha256(json.dumps(asdict(limits)).encode()).hexdigest()[:16]
+        of_events = {name: value for name, value in asdict(limits).items() if name not in ("max_candidates", "max_n")}
+        self.valid = hashlib.sha256(json.dumps(of_events).encode()).hexdigest()[:16]
         """Of what decides whether an entry is an event: one that is none has no time."""
 
     def entries(self, place: Place = Place()) -> Iterator[tuple[Entry, float]]:  # noqa: B008 - immutable

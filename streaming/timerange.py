@@ -11,8 +11,8 @@ from streaming.errors import SourceError
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"(\d{1,9})([smhdw])")
 _MS = re.compile(r"-?\d{1,15}")
-_LEAST_DIGITS = 10
-"""Of milliseconds since the epoch: with fewer, it is rather a year or a date that somebody means."""
+_SECONDS_DIGITS = 10
+"""Of seconds since the epoch as they are by now, or one less: a number with fewer is a date, or a mistake."""
 
 
 class Before(NamedTuple):
@@ -74,10 +74,11 @@ def parse_moment(text: str) -> int | Before:
     text = text.strip()
     if _SPAN.fullmatch(text.removeprefix("-")):
         return Before(parse_span(text.removeprefix("-")))
-    if _MS.fullmatch(text):
-        if len(text.lstrip("-")) < _LEAST_DIGITS:
-            raise ValueError(f"{text!r} is no time: as milliseconds since the epoch it is in 1970; write a year as {text[:4]}-01-01")
+    digits = len(text.lstrip("-"))
+    if _MS.fullmatch(text) and (digits > _SECONDS_DIGITS or text == "0"):
         return int(text)
+    if _MS.fullmatch(text) and digits >= _SECONDS_DIGITS - 1:
+        raise ValueError(f"{text!r} is no time: it looks like seconds since the epoch, and milliseconds are meant; add 000")
     try:
         moment = datetime.fromisoformat(text)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

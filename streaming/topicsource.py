@@ -98,7 +98,7 @@ class TopicSource:
         where = f"{self.name}[{tp.partition}]"
         if start < bounds.start:
             raise SourceError(f"{where}: records {start} to {bounds.start - 1} come next, but retention has removed them")
-        if start > bounds.end:
+        if start > bounds.end and tp.partition in offsets:
             raise SourceError(f"{where} ends at {bounds.end}, before the offset to go on from, {start}: it is another topic of that name")
         return start
 
@@ -112,7 +112,8 @@ class TopicSource:
         silent_since = time.monotonic()
         while reader.position(tp) < end:
             batch = deque(reader.poll(ahead, timeout=0.5, only=[tp]))
-            if not batch and time.monotonic() - silent_since > _PATIENCE_SECONDS:
+            heard = bool(batch)
+            if not heard and time.monotonic() - silent_since > _PATIENCE_SECONDS:
                 raise LogUnavailable(
                     f"{self.name}[{tp.partition}]: no record for {_PATIENCE_SECONDS:.0f} s, although its end is not reached"
                 )
@@ -121,7 +122,8 @@ class TopicSource:
                 if record.offset >= end:
                     return
                 yield self._entry(record)
-            silent_since = time.monotonic()  # However long whoever takes them has taken.
+            if heard:
+                silent_since = time.monotonic()  # However long whoever takes them has taken.
 
     def _entry(self, record: Record) -> TopicEntry:
         if not self.timed:

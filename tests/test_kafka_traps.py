@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import subprocess
@@ -192,6 +193,39 @@ def test_an_answer_that_came_too_late_is_not_taken_for_that_to_a_later_question(
         log.writer(group).commit([], {TP: 2}, group)
         time.sleep(2)
         assert asks.committed(group, [TP]) == {TP: 2}
+
+
+def test_without_an_answer_in_time_offsets_are_those_committed_by_then(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.writer("slow").commit([], {TP: 5}, "slow")
+
+    def late(*_: object) -> None:
+        raise errors.KafkaTimeoutError("no broker answers, so that there is no client either")
+
+    assert isinstance(log, KafkaLog)
+    assert log.committed("slow", [TP]) == {TP: 5}
+    monkeypatch.setattr(log, "_settled_offsets", late)
+    for _ in range(2):  # The first has a client to let go of.
+        assert log.committed("slow", [TP]) == {TP: 5}
+
+
+def test_a_broker_that_the_client_has_forgotten_is_found_again(log: Log) -> None:
+    """It was gone when the client looked last, and leads partitions again since."""
+    assert isinstance(log, KafkaLog)
+    assert log.bounds([TP])
+    manager = log._admin._manager
+    other = copy.copy(manager.cluster._brokers.pop(1))
+    other.node_id = 99
+    manager.cluster._brokers[99] = other
+    manager._conns.clear()
+    with pytest.raises(BrokerUnreachable, match="UnknownBrokerId"):
+        log.bounds([TP])
+    deadline = time.monotonic() + 15
+    while True:
+        with contextlib.suppress(BrokerUnreachable):
+            log.bounds([TP])
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_broker_that_stands_still_stops_no_wait_from_ending_and_when_it_goes_on_so_do_we(cluster: KafkaCluster, log: Log) -> None:

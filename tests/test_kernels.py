@@ -158,6 +158,17 @@ def test_what_was_kept_is_made_anew_when_a_function_of_another_file_has_changed(
     assert called(2) == ["2", "0"]
 
 
+def test_a_full_disk_is_no_reason_not_to_use_what_was_compiled(tmp_path: Path) -> None:
+    package = tmp_path / "model"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "compiled.py").write_text(Path(model.compiled.__file__).read_text())
+    (package / "one.py").write_text("from model.compiled import compiled\n\n@compiled\ndef one():\n    return 1\n")
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from model.one import one; print(one())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_phi_follows_as_torch_has_adam(seed: int, steps: int) -> None:
     rng = np.random.default_rng(seed)

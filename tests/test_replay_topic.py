@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,9 @@ from consumers.cli import execute
 from consumers.replayer import Progress, ReplayResult, replay
 from streaming.brokers import open_log
 from streaming.codec import decode, encode
-from streaming.errors import SourceError
+from streaming.errors import LogUnavailable, SourceError
 from streaming.events import DeadLetter, Interaction
-from streaming.log import Log, Message, Reader, Topic, TopicPartition
+from streaming.log import Log, Message, Reader, Record, Topic, TopicPartition
 from streaming.partitioner import partition_of
 from streaming.sources import interaction_source
 from streaming.timerange import Before, TimeRange
@@ -229,6 +230,39 @@ def test_a_slow_replay_is_no_silence_of_the_topic(tmp_path: Path, monkeypatch: p
         for _ in range(200):
             next(entries)
             now.now += 60
+
+
+def test_a_topic_that_falls_silent_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.topicsource._PATIENCE_SECONDS", 0.8)
+    with new_log(tmp_path) as log:
+        history(log, 20, 1)
+        source, made = TopicSource(log, "history"), log.reader
+
+        def reader() -> Reader:
+            found = made()
+
+            def poll(*_: object, timeout: float, **__: object) -> list[Record]:
+                sleep(timeout)
+                return []
+
+            monkeypatch.setattr(found, "poll", poll)
+            return found
+
+        monkeypatch.setattr(log, "reader", reader)
+        with pytest.raises(LogUnavailable, match="although its end is not reached"):
+            list(source.entries())
+
+
+def test_what_was_there_and_has_all_been_removed_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    with new_log(tmp_path) as log:
+        log.create([Topic("history", 1, retention_bytes=300)])
+        history(log, 10, 1)
+        source = TopicSource(log, "history")
+        history(log, 90, 1, begin=10)
+        assert log.bounds([TopicPartition("history", 0)])[TopicPartition("history", 0)].start > 10
+        assert list(source.entries()) == []
+        with pytest.raises(SourceError, match="retention has removed them"):
+            list(source.entries({0: 5}))
 
 
 def test_ranges_that_follow_each_other_make_a_whole(tmp_path: Path) -> None:

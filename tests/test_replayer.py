@@ -180,7 +180,8 @@ def test_by_time_other_limits_are_refused_since_they_make_another_order(tmp_path
         assert not replay(log, narrow, topics(partitions=1), sort_by_time=True, stop=lambda: next(asked) == 5).done
         with pytest.raises(SourceError, match="or limits to sort by: 5 of its entries"):
             replay(log, interaction_source(path), topics(partitions=1), sort_by_time=True)
-        assert replay(log, narrow, topics(partitions=1), sort_by_time=True).done
+        same = interaction_source(path, limits=Limits(rating_min=2.0, max_n=7))  # That of requests has no part in it.
+        assert replay(log, same, topics(partitions=1), sort_by_time=True).done
         assert len({event["item"] for event in events(log)}) == len(events(log)) == 16
 
 

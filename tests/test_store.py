@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from streaming.codec import encode
-from streaming.errors import StoreDamaged, StoreError, StoreFull, StoreLocked
+from streaming.errors import LogFull, StoreDamaged, StoreError, StoreFull, StoreLocked
 from streaming.events import Forgotten, Support
-from streaming.store import stored
+from streaming.store import file, stored
 from streaming.store.file import ASIDE, Place
 from streaming.store.held import Covered
 from streaming.store.stored import Stored
@@ -78,6 +78,22 @@ def test_a_file_that_cannot_be_used_is_set_aside_and_begun_anew(tmp_path: Path, 
     store.close()
     assert path.with_name(path.name + ASIDE).read_bytes() == spoilt, "whoever wants to know finds it as it was"
     assert Stored(path, PLACE).value("u1") == value(1)
+
+
+def test_a_heartbeat_that_fails_while_a_store_is_looked_through_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_BEAT_STEPS", 10)
+    path = tmp_path / "s.db"
+    filled(path)
+
+    def beat() -> None:
+        raise LogFull("there is no room for it")
+
+    with pytest.raises(LogFull, match="no room for it"):
+        Stored(path, PLACE, beat=beat)
+    assert [found.name for found in tmp_path.iterdir()] == ["s.db"]
+    store = Stored(path, PLACE)
+    assert (store.set_aside, len(store)) == ("", 300)
+    store.close()
 
 
 def test_the_store_of_another_partition_or_group_is_set_aside(tmp_path: Path) -> None:

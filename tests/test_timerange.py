@@ -18,6 +18,8 @@ DAY = 86_400_000
         ("1998-03-01T12:30:00.250Z", 888_755_400_250),
         ("1998-03-01T13:30+01:00", 888_755_400_000),
         ("888755400000", 888_755_400_000),
+        ("0", 0),
+        ("20240101", 1_704_067_200_000),
         ("7d", Before(7 * DAY)),
         ("-2w", Before(14 * DAY)),
         ("90s", Before(90_000)),
@@ -27,7 +29,9 @@ def test_moments(text: str, moment: int | Before) -> None:
     assert parse_moment(text) == moment
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "7 days", "1.5d", "1998-13-01", "7d7d", "9" * 16, "2024", "20240101", "-7"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "7 days", "1.5d", "1998-13-01", "7d7d", "9" * 16, "2024", "20241301", "-7", "1700000000", "978300760"]
+)
 def test_what_is_no_moment_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"'{text}' is no time"):
         parse_moment(text)

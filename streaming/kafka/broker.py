@@ -27,6 +27,9 @@ from streaming.risks import Risk, require_alike
 SETTLE_MS = 3_000
 """How long is waited for an offset that an open transaction may be about to change, and for a topic that is just being made."""
 
+METADATA_MS = 5_000
+"""How old what the admin client knows of brokers may be: one that came back since, it would go on not to know."""
+
 Kind = TypeVar("Kind", Reader, Member, Writer)
 
 
@@ -45,7 +48,7 @@ class KafkaLog(Log):
         self._closed = False
         greet(self.client.servers, self.client.options.security)
         try:
-            self._admin = KafkaAdminClient(**self.client.common())
+            self._admin = KafkaAdminClient(**self.client.common(metadata_max_age_ms=METADATA_MS))
         except (errors.KafkaError, OSError) as error:
             raise BrokerUnreachable(f"{self.client.place}: no broker answers ({type(error).__name__}: {error})") from error
 
@@ -205,7 +208,8 @@ class KafkaLog(Log):
                 found = self._settled_offsets(group, wanted)
             except errors.KafkaTimeoutError:
                 # The client keeps a question that was not answered in time, and would take its answer for that to a later one.
-                self._groups.pop(group).close(autocommit=False, timeout_ms=0)
+                if (late := self._groups.pop(group, None)) is not None:
+                    late.close(autocommit=False, timeout_ms=0)
                 # Another's transaction is open. Whoever owns a partition has opened its writer, which ended any; to others, what was
                 # committed before it is the truth.
                 answer = self._admin.list_group_offsets({group: [kafka.TopicPartition(*tp) for tp in wanted]}).get(group, {})

@@ -122,9 +122,23 @@ class StoreFile:
             raise self.put_aside("it was written by another version of Coldstream")
         if row[1] != str(self.place):
             raise self.put_aside(f"it is the store of {row[1]}")
-        db.set_progress_handler(beat, _BEAT_STEPS)
+        failed = list[BaseException]()
+
+        def step() -> bool:
+            # An error in here would only interrupt SQLite, and be taken for damage.
+            try:
+                beat()
+            except BaseException as error:  # noqa: BLE001  raised below
+                failed.append(error)
+            return bool(failed)
+
+        db.set_progress_handler(step, _BEAT_STEPS)
         try:
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        except sqlite3.OperationalError:
+            if failed:
+                raise failed[0] from None
+            raise
         finally:
             db.set_progress_handler(None, 0)
         if found != "ok":
