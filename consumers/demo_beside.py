@@ -108,10 +108,9 @@ class Beside:
     Raises `SourceError` where the data is not there.
     """
 
-    def __init__(self, loaded: Loaded, data: Path, out: Path) -> None:
+    def __init__(self, config: Path, data: Path, out: Path) -> None:
         require_data(data)
         self._out = out
-        config = keep_settings(loaded, out)
         # In a session of its own: Ctrl-C on the terminal is for this process, which then stops it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "consumers.demo_beside", str(config), str(data), str(out)],

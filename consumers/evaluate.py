@@ -107,15 +107,15 @@ def outcome(tasks: Sequence[Task], scores: Sequence[Sequence[float]], scale: tup
     Its gains, powers of two, are of ratings brought to a scale of 1 to 5, so that those of every scale are gains.
     """
     width = max((len(one.query_items) for one in tasks), default=1)
-    score, rating, gained, mask = (torch.zeros(len(tasks), width, dtype=torch.float64) for _ in range(4))
+    score, rating, mask = (torch.zeros(len(tasks), width, dtype=torch.float64) for _ in range(3))
     for row, (one, given) in enumerate(zip(tasks, scores, strict=True)):
         size = len(one.query_items)
         score[row, :size] = torch.tensor(given, dtype=torch.float64).clamp(*scale)
         rating[row, :size] = torch.tensor(one.query_ratings, dtype=torch.float64)
-        gained[row, :size] = torch.from_numpy(brought(np.array(one.query_ratings, np.float64), scale))
         mask[row, :size] = 1
     sizes = mask.sum(1)
     error = (score - rating) * mask
+    gained = torch.from_numpy(brought(rating.numpy(), scale))
     ranked = [torch.where(sizes > 1, ndcg(score, gained, mask, k), torch.nan).numpy() for k in (1, 3)]
     return Outcome((error.abs().sum(1) / sizes).numpy(), (error.square().sum(1) / sizes).numpy(), *ranked)
 

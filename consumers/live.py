@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from consumers.worker import Worker
     from streaming.log import Member, Reader, Record
 
-logger = structlog.get_logger()
-
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
+
+logger = structlog.get_logger()
 
 
 def run_worker(system: System, stop: Stop) -> None:
@@ -61,11 +62,7 @@ def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Rea
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
     """Step after step, until stopped."""
     topic, looked, cut = system.topics["interactions"].name, 0.0, 0.0
-
-    def beat() -> None:
-        system.health.beat()
-        member.assignment()
-
+    beat = partial(system.heard, member)
     while not stop:
         system.health.beat()
         assignment = member.assignment()
@@ -86,7 +83,7 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             batches = read(system, reader, requests.without_full(worker.held, topic), cut, wait)
         except OffsetOutOfRange as error:
             read_from = [TopicPartition(name, number) for name in (topic, requests.topic) for number in worker.held]
-            if all(reader.position(tp) >= bounds.start for tp, bounds in system.log.bounds(read_from).items()):
+            if not overtaken(system, reader, read_from):
                 raise  # The log ends before what was read of it: to take that over would be to come here again.
             # Whether it goes on behind what was lost is for those who take partitions over to say.
             logger.warning("retention was faster than this worker; its partitions are taken over anew", reason=str(error))
@@ -134,6 +131,11 @@ def read(system: System, reader: Reader, only: list[TopicPartition] | None, cut:
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
     records.sort(key=attrgetter("topic", "partition", "offset"))
     return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}
+
+
+def overtaken(system: System, reader: Reader, partitions: list[TopicPartition]) -> bool:
+    """Whether retention has removed what comes next in one of these partitions."""
+    return any(reader.position(tp) < bounds.start for tp, bounds in system.log.bounds(partitions).items())
 
 
 def observe_lag(system: System, reader: Reader, topic: str, worker: Worker) -> None:

@@ -65,6 +65,7 @@ def run(
     system.health.assigned(topic.partitions)
     system.health.restored()
     size, steps = system.settings.worker.micro_batch, 0
+    least = 1 if until_end else size
     short = dict[TopicPartition, int]()
     """Where partitions ended that seemed to have a micro-batch: some of what they had were marks of the broker's own."""
     with reader:
@@ -72,9 +73,11 @@ def run(
             system.health.beat()
             ends = {tp: min(bound.end, limit or bound.end) for tp, bound in system.log.bounds(partitions).items()}
             left = {tp: ends[tp] - reader.position(tp) for tp in partitions}
-            ready = [tp for tp in partitions if left[tp] >= (1 if until_end else size) and short.get(tp) != ends[tp]]
+            ready = [tp for tp in partitions if left[tp] >= least and short.get(tp) != ends[tp]]
             system.metrics.observe_lag({tp.partition: count for tp, count in left.items()})
             system.health.waiting(sum(left[tp] for tp in ready))
+            for partition in worker.held.values():
+                partition.settle()
             system.metrics.observe_stores(partition.support.held for partition in worker.held.values())
             if not ready:
                 worker.tables.advance(system.health.beat)
@@ -94,7 +97,7 @@ def run(
                 tp = min(ready, key=lambda tp: (worker.held[tp.partition].offset, tp.partition))
                 with system.metrics.stage("poll"):
                     records = read(system.log, reader, min(size, ends[tp] - reader.position(tp)), tp)
-                if len(records) < (1 if until_end else size):
+                if len(records) < least:
                     if records:
                         reader.assign({each: reader.position(each) for each in partitions} | {tp: records[0].offset})
                     short[tp] = ends[tp]
@@ -107,9 +110,8 @@ def run(
                 trainer.catch_up(system.health.beat)
                 system.health.committed()
                 system.health.beat()
-                if ends[tp] - reader.position(tp) < (1 if until_end else size):
+                if ends[tp] - reader.position(tp) < least:
                     ready.remove(tp)
-                worker.held[tp.partition].settle()
                 steps += 1
                 done = sum(reader.position(each) for each in partitions)
                 if journal is not None and steps % JOURNAL_EVERY == 0:

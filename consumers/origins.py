@@ -136,6 +136,11 @@ def digest_of(record: Record) -> str:
     return f"{record.partition}/{record.offset}/{hashlib.sha256(text).hexdigest()[:16]}"
 
 
+def again(position: ReplayPosition) -> str:
+    """What whoever cannot go on from a position is told."""
+    return f"{position.entries} of its entries are in {position.topic} already; with --restart all of it is sent again"
+
+
 class TopicOrigin:
     """The records of a topic, merged by event time. Those that are no events are sent like all others: it is the worker that refuses."""
 
@@ -166,25 +171,27 @@ class TopicOrigin:
         return TopicPlace(dict(position.offsets), position.digest)
 
     def items(self, position: ReplayPosition) -> Iterator[tuple[Item, float]]:
-        """The records after ``position``.
-
-        Raises as `TopicSource.entries` does, and `SourceError` where the last record taken is another now: the path or the address of a
-        log does not tell it from one that was made anew, or from that of another folder.
-        """
+        """The records after ``position``. Raises as `TopicSource.entries` does, and `SourceError` for another topic of that name."""
         if position.digest:
-            number, offset, _ = position.digest.split("/")
-            tp = TopicPartition(self.source.topic.name, int(number))
-            start, end = self.source.log.bounds([tp])[tp]
-            found = next(present(self.source.log, [tp], at_once=1, since=int(offset)), None) if start <= int(offset) < end else None
-            if found is not None and found.offset == int(offset) and digest_of(found) != position.digest:
-                raise SourceError(
-                    f"{self.identity}[{number}]: the record at {offset} is not the one that was last replayed from there: it is "
-                    f"another topic of that name; {position.entries} entries are in {position.topic} already; with --restart all "
-                    "of it is sent again"
-                )
+            self._require_same(position)
         for entry, share in self.source.entries(position.offsets):
             yield Item(entry.record, entry.timestamp, None), share
 
     def newest(self) -> int | None:
         """The time of its newest event."""
         return self.source.newest()
+
+    def _require_same(self, position: ReplayPosition) -> None:
+        """Raise `SourceError` where the last record taken is another now.
+
+        The path or the address of a log does not tell it from one that was made anew, or from that of another folder.
+        """
+        number, offset, _ = position.digest.split("/")
+        tp, at = TopicPartition(self.source.topic.name, int(number)), int(offset)
+        # What retention has removed cannot be compared; nor what was compacted away, in whose place a later record comes.
+        found = next(present(self.source.log, [tp], at_once=1, since=at), None)
+        if found is not None and found.offset == at and digest_of(found) != position.digest:
+            raise SourceError(
+                f"{self.identity}[{number}]: the record at {at} is not the one that was last replayed from there, "
+                f"it is another topic of that name: {again(position)}"
+            )

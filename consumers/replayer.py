@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from consumers.origins import FileOrigin, TopicOrigin
+from consumers.origins import FileOrigin, TopicOrigin, again
 from streaming.codec import decode, encode
 from streaming.deadletters import dead_letter_message
 from streaming.errors import Malformed, SourceError
@@ -243,12 +243,11 @@ def _send(run: _Run, pace: _Pace, batch: int, on_progress: Callable[[Progress], 
 
 
 def _check_same(name: str, before: ReplayPosition, now: ReplayPosition) -> None:
-    advice = f"{before.entries} of its entries are in {before.topic} already; with --restart all of it is sent again"
+    advice = again(before)
     # That of a topic is of the last record taken from it, and is for whoever reads on to compare.
     if before.size != now.size or (now.digest and before.digest != now.digest):
         raise SourceError(f"{name} has changed since it was last replayed (its size was {before.size} then, {now.size} now): {advice}")
-    # An older version did not note the limits by which a file was sorted.
-    if before.settings not in (now.settings, now.settings.rpartition("-")[0]):
+    if before.settings != now.settings:
         raise SourceError(f"{name} was last replayed with other columns, format, order, or limits to sort by: {advice}")
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from consumers.settings import Settings
-    from streaming.log import Log
+    from streaming.log import Log, Member
 
 
 logger = structlog.get_logger()
@@ -112,6 +112,11 @@ class System:
         self._stack.callback(trainer.close)
         self.health.loaded(trainer.version)
         return trainer
+
+    def heard(self, member: Member) -> None:
+        """The heartbeat of a process that is in the midst of something long: for whoever looks at its health, and for its group."""
+        self.health.beat()
+        member.assignment()
 
     def __enter__(self) -> Self:
         return self

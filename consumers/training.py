@@ -7,6 +7,7 @@ fencing each other all the time; what keeps a version from being made twice is t
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -56,11 +57,7 @@ def run_trainer(system: System, stop: Stop) -> None:
 
 def turn(system: System, stop: Stop, member: Member) -> None:
     """Stand by until the lock is ours, then train until it is not. Raises `Fenced`."""
-
-    def beat() -> None:
-        system.health.beat()
-        member.assignment()
-
+    beat = partial(system.heard, member)
     with closing(system.learner(beat)) as versions:
         system.health.restored()
         system.health.loaded(versions.version)

@@ -32,9 +32,6 @@ FORMATS = ("coldstream-checkpoint/1", FORMAT)
 """Those that can be read. In the first the keys of rows stood in the metadata, of which a file holds 100 MB."""
 
 
-NOTHING = torch.empty(0, dtype=torch.uint8)
-
-
 class CheckpointError(Exception):
     """A checkpoint that cannot be read, or values that do not fit the model. The message names the file or the value."""
 
@@ -125,7 +122,7 @@ def save(path: Path, saved: Saved) -> None:
     for name, (keys, values) in saved.state.rows.items():
         encoded = [key.encode() for key in keys]
         tensors[f"rows.{name}"] = values
-        tensors[f"keys.{name}"] = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if any(encoded) else NOTHING
+        tensors[f"keys.{name}"] = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
         tensors[f"lengths.{name}"] = torch.tensor(list(map(len, encoded)), dtype=torch.int32)
     partial = path.with_name(path.name + ".partial")
     try:

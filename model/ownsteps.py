@@ -207,7 +207,7 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         "asked": (items, q, d),
         "at_asked": (items, q, d),
         "alike": (2, support * max(support, q)),
-        "row": (1, d),
+        "joined": (1, d),
         "product": (d, d),
         "turned": (2, d * n),
     }

@@ -75,14 +75,6 @@ def copy(values: Floats, into: Floats) -> None:
 
 
 @borrowing
-def add(values: Floats, place: int, n: int, row: Floats) -> None:
-    """Add a row (d,) to each of n."""
-    for r in range(n):
-        for k in range(len(row)):
-            values[place, r, k] += row[k]
-
-
-@borrowing
 def take_sum(values: Floats, place: int, n: int, into: Floats) -> None:
     """Take n rows from one (d,)."""
     for r in range(n):

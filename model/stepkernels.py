@@ -21,7 +21,7 @@ import numpy as np
 
 from model.compiled import borrowing
 from model.products import multiply, multiply_rows, take_product, through, turn
-from model.rowkernels import RELU, activate, add, before, copy, lift, liken, shrink, squared, take_sum
+from model.rowkernels import RELU, activate, before, copy, lift, liken, shrink, squared, take_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class Room(NamedTuple):
     asked: Floats
     at_asked: Floats
     alike: Floats  # (2, s max(s, q)), of the longest support s, x x' + 1 of the support with itself, and of the query with it
-    row: Floats  # (1, d_e), what a layer adds to each row
+    joined: Floats  # (1, d_e), what is added to each row where e_u comes in
     product: Floats  # (d_e, d_e)
     turned: Floats  # (2, d_e n)
 
@@ -173,10 +173,10 @@ def user_pass(layers: Layers, room: Room, row: int, likeness: float) -> None:
     activate(values, 0, 1, layers.first)
     for place in range(len(layers.user)):
         layer = layers.user[place]
-        multiply(values[place], room.weights[layer], values[place + 1])
-        if layers.biased[layer]:
-            add(values, place + 1, 1, room.biases[layer])
-        activate(values, place + 1, 1, layers.follows[layer])
+        kind = layers.follows[layer]
+        through(values[place], room.weights[layer], room.biases[layer : layer + 1], values[place + 1], kind == RELU)
+        if kind != RELU:
+            activate(values, place + 1, 1, kind)
 
 
 @borrowing
@@ -194,16 +194,14 @@ def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) 
     ``learned`` rows of the support were seen by a last step that is not written into the weights.
     """
     activate(values, 0, n, layers.first)
-    d, depth, users = values.shape[2], len(layers.item), len(layers.user)
-    for place in range(depth):
+    for place in range(len(layers.item)):
         layer = layers.item[place]
-        kind = layers.follows[layer]
-        for k in range(d):
-            room.row[0, k] = room.biases[layer, k]
+        kind, row = layers.follows[layer], room.biases[layer : layer + 1]
         if place == layers.joint:
-            for k in range(d):
-                room.row[0, k] += room.user_values[users, 0, k]
-        through(values[place, :n], room.weights[layer], room.row, values[place + 1, :n], kind == RELU and not learned)
+            row = room.joined
+            for k in range(len(row[0])):
+                row[0, k] = room.biases[layer, k] + room.user_values[len(layers.user), 0, k]
+        through(values[place, :n], room.weights[layer], row, values[place + 1, :n], kind == RELU and not learned)
         if learned:
             alike = room.alike[1, : n * learned].reshape((n, learned))
             multiply_rows(values[place, :n], room.values[place, :learned], alike)

@@ -274,10 +274,11 @@ class SentBack(msgspec.Struct, frozen=True):
 class ReplayPosition(msgspec.Struct, frozen=True):
     """How far a file or a topic has been replayed into a topic: the value of ``replays``, keyed by the digest of both names and the range.
 
-    ``size`` and ``digest`` (of the first and last megabyte) tell whether the file is still the same, ``settings`` is the digest of how it
-    was read. The first ``entries`` entries are done; in the file's own order the next one starts after line ``line`` and byte
-    ``end``, in a topic (whose ``size`` is its number of partitions) at ``offsets`` by partition. ``events`` and ``dead_letters`` (by
-    reason) count over all runs, and ``outside`` the events before ``since`` or not before ``until``, which were left out.
+    ``size`` and ``digest`` (of the first and last megabyte; of a topic that of the last record taken, behind its partition and offset)
+    tell whether it is still the same, ``settings`` is the digest of how a file was read. The first ``entries`` entries are done; in the
+    file's own order the next one starts after line ``line`` and byte ``end``, in a topic (whose ``size`` is its number of partitions) at
+    ``offsets`` by partition. ``events`` and ``dead_letters`` (by reason) count over all runs, and ``outside`` the events before ``since``
+    or not before ``until``, which were left out.
     """
 
     topic: str

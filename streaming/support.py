@@ -71,7 +71,8 @@ class SupportSets:
         self.ordinals_given = position.users if position else 0
         self._staged = Layer()
         self._under_way = Layer()
-        self._heard_from = 0
+        self._known_as_of = 0
+        """Milliseconds since the epoch: all removals from then on are in the changelog that is being read, however old its records."""
         self.evicted = 0
         """Users dropped because of the bound, since this process started."""
 
@@ -222,7 +223,7 @@ class SupportSets:
             changelog, last = position.changelog, record.value
         else:
             self.held.put(record.key.decode(), record.value)
-        self.held.covered = Covered(record.offset + 1, max(record.timestamp, self._heard_from), changelog, last)
+        self.held.covered = Covered(record.offset + 1, max(record.timestamp, self._known_as_of), changelog, last)
 
     def begin_restoring(self, newest: Position | None) -> None:
         """What is held was found to fit the changelog whose newest position record this is, and what `restore` is given is of it.
@@ -232,7 +233,7 @@ class SupportSets:
         from nothing has missed none of before it began.
         """
         covered, now = self.held.covered, time.time_ns() // 1_000_000
-        self._heard_from = min(covered.timestamp, now) if covered.offset else now
+        self._known_as_of = min(covered.timestamp, now) if covered.offset else now
         if newest is not None:
             held = msgspec.structs.replace(self.position or Position(0, 0, 0, {}), changelog=newest.changelog, owners=newest.owners)
             self.held.covered = covered._replace(changelog=newest.changelog, position=encode(held))
@@ -266,13 +267,13 @@ class SupportSets:
         draw may come out short where most users were forgotten, although more are tried then, up to `MOST_DRAWS` times as many.
         """
         under_way, staged = self._under_way.users, self._staged.users
-        if not len(self.held) + self._under_way.growth:
-            return []
         # What is on its way counts, so that the draw does not depend on how far the log is with it.
         ordinals, there = self.ordinals_given + self._under_way.ordinals, len(self.held) + self._under_way.growth
-        # Twice as often as would find as many on average.
-        draws = min(MOST_DRAWS, 1 if there >= ordinals else -(-ordinals // (2 * there)))
-        tried = dict.fromkeys(generator.integers(0, ordinals, 4 * count * max(1, draws)).tolist())
+        if not there:
+            return []
+        # Twice as many as would find so many users on average, and as many as ever where nobody was forgotten.
+        draws = min(MOST_DRAWS, -(-ordinals // (2 * there)))
+        tried = dict.fromkeys(generator.integers(0, ordinals, 4 * count * draws).tolist())
         places = {value.ordinal: user for user, value in under_way.items() if isinstance(value, Appended)}
 
         def user_of(ordinal: int) -> str | None:

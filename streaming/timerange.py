@@ -74,11 +74,12 @@ def parse_moment(text: str) -> int | Before:
     text = text.strip()
     if _SPAN.fullmatch(text.removeprefix("-")):
         return Before(parse_span(text.removeprefix("-")))
-    digits = len(text.lstrip("-"))
-    if _MS.fullmatch(text) and (digits > _SECONDS_DIGITS or text == "0"):
-        return int(text)
-    if _MS.fullmatch(text) and digits >= _SECONDS_DIGITS - 1:
-        raise ValueError(f"{text!r} is no time: it looks like seconds since the epoch, and milliseconds are meant; add 000")
+    if _MS.fullmatch(text):
+        digits = len(text.lstrip("-"))
+        if digits > _SECONDS_DIGITS or text == "0":
+            return int(text)
+        if digits >= _SECONDS_DIGITS - 1:
+            raise ValueError(f"{text!r} is no time: it looks like seconds since the epoch, and milliseconds are meant; add 000")
     try:
         moment = datetime.fromisoformat(text)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

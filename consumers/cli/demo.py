@@ -89,9 +89,8 @@ def _in_lockstep(loaded: Loaded, data: Path, out: Path, events: int | None) -> N
     try:
         with ExitStack() as stack:
             stop = stack.enter_context(Stop())
-            beside = stack.enter_context(Beside(loaded, data, out)) if loaded.settings.cores() > 1 else None
-            if beside is None:
-                keep_settings(loaded, out)
+            config = keep_settings(loaded, out)
+            beside = stack.enter_context(Beside(config, data, out)) if loaded.settings.cores() > 1 else None
             # Only now: it loads torch, and the process beside is at work meanwhile.
             from consumers.demo import demo
 
