@@ -78,9 +78,9 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             observe_lag(system, reader, topic, worker)
         # A commit that ends meanwhile is looked at soon, and what is there to be done at once.
         wait_ms = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
-        wait = 0.0 if requests or moving.busy else wait_ms / 1000
+        wait = 0.0 if requests or moving.busy or worker.ahead else wait_ms / 1000
         try:
-            batches = read(system, reader, requests.without_full(worker.held, topic), cut, wait)
+            batches, behind = read(system, reader, requests.without_full(worker.held, topic), 0.0 if worker.ahead else cut, wait)
         except OffsetOutOfRange as error:
             read_from = [TopicPartition(name, number) for name in (topic, requests.topic) for number in worker.held]
             if not overtaken(system, reader, read_from):
@@ -101,8 +101,10 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             try:
                 before = worker.finish(number, wait=False)
                 if tp in batches or worker.tables.waiting(number):
-                    before = worker.begin(number, batches.get(tp, []), assignment) or before
-                if before is not None:
+                    before += worker.begin(number, batches.get(tp, []), assignment, behind=behind)
+                elif not behind or not worker.held[number].under_way:
+                    before += worker.commit(number, assignment)
+                if before:
                     system.health.committed()
                 if requests.answer(number, reader.position(tp), assignment):
                     system.health.committed()
@@ -113,24 +115,29 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
     for number in worker.held:
         # Whoever comes next finds what it came to in the log.
         with suppress(Fenced, StoreError):
+            worker.commit(number, member.assignment())
             worker.finish(number)
 
 
-def read(system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float) -> dict[TopicPartition, list[Record]]:
+def read(
+    system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float
+) -> tuple[dict[TopicPartition, list[Record]], bool]:
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
 
     Of the partitions ``only``, None for all. The first of them is waited for ``wait`` seconds. While a step takes longer than a linger,
-    the next micro-batch fills meanwhile and nobody waits for more of it.
+    the next micro-batch fills meanwhile and nobody waits for more of it. Returns as well whether a whole one was at hand at once: so the
+    worker is behind.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
         records = reader.poll(settings.micro_batch, wait, only)
+        behind = len(records) == settings.micro_batch
         ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
     records.sort(key=attrgetter("topic", "partition", "offset"))
-    return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}
+    return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}, behind
 
 
 def overtaken(system: System, reader: Reader, partitions: list[TopicPartition]) -> bool:

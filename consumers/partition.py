@@ -1,30 +1,24 @@
-"""A partition that a worker holds, and its step that is under way."""
+"""A partition that a worker holds, and its steps that are not committed yet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
 if TYPE_CHECKING:
-    from consumers.tables import Pending
-    from streaming.log import Commit, Writer
-    from streaming.metrics import StepReport
+    from consumers.step import Computed, UnderWay
+    from streaming.log import Writer
     from streaming.support import SupportSets
 
+ENOUGH_EVENTS = 64
+"""Behind a backlog, a transaction has as many events: one costs about as much, in client and broker, as it takes to compute this many."""
+
+MOST_EVENTS = 256
+"""As many may be computed ahead of their transaction while the log takes its time with the one before."""
+
 logger = structlog.get_logger()
-
-
-class UnderWay(NamedTuple):
-    """A step whose commit was begun, and what is to be done once it has taken place."""
-
-    commit: Commit
-    begun: float
-    """In seconds since the epoch."""
-    report: StepReport
-    position: bytes
-    tables: Pending
 
 
 @dataclass(slots=True)
@@ -35,19 +29,30 @@ class Partition:
     writer: Writer
     support: SupportSets
     offset: int
-    """Where the next step begins: where the last one ends, be it committed or under way."""
+    """Where the next step begins: where the last one ends, be it committed or not."""
     owners: list[tuple[bytes, int]]
     """As `streaming.events.Position.owners`."""
     lost: int = 0
     """Offsets before it that retention took before they were scored, until a step is committed behind them."""
     under_way: UnderWay | None = None
+    computed: list[Computed] = field(default_factory=list)
+    """Steps behind those under way, whose own transaction is not begun."""
     full: str = ""
     """Why its local store has no room, as far as that was said; empty where it has."""
 
     @property
     def events_under_way(self) -> int:
-        """How many events wait for the commit of the step that is under way."""
-        return self.under_way.report.events if self.under_way else 0
+        """How many events were read and are not committed."""
+        return sum(step.report.events for step in (*(self.under_way.steps if self.under_way else ()), *self.computed))
+
+    def gathers(self, micro_batch: int) -> bool:
+        """Whether another micro-batch, which is at hand, may be computed before the transaction of the last is begun.
+
+        Not where there is somebody to be forgotten, or a letter about a profile: of these each belongs to one step.
+        """
+        answered = self.under_way is None or self.under_way.commit.done
+        events, last = sum(step.report.events for step in self.computed), self.computed[-1].tables
+        return events + micro_batch <= (ENOUGH_EVENTS if answered else MOST_EVENTS) and not (last.letters or last.forgotten)
 
     def settle(self) -> None:
         """Let the local store write down what waits, and say so when it has no room, and when it has again."""

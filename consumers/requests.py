@@ -123,7 +123,8 @@ class Requests:
                 messages.append(message)
                 stale += each.end > position
                 waits.append(each.record.timestamp / 1000)
-        # The user's last events may be in a step that is under way: the answer counts them, and only comes if they do.
+        # The user's last events may be in a step that is not committed: the answer counts them, and only comes if they do.
+        worker.commit(number, owner)
         worker.finish(number)
         with stage("commit"):
             done = {TopicPartition(self.topic, number): due[-1].record.offset + 1}

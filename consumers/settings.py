@@ -107,7 +107,11 @@ class WorkerSettings(Section):
     """The process that scores."""
 
     micro_batch: int = setting(
-        16, "Events of one partition scored at one model version, and committed together.", "events", ge=1, le=65_536
+        16,
+        "Events of one partition scored at one model version; behind a backlog several are committed together.",
+        "events",
+        ge=1,
+        le=65_536,
     )
     support_size: int = setting(100, "Interactions kept for each user, the last ones.", "interactions", ge=1, le=10_000)
     max_users: int = setting(

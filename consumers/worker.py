@@ -1,7 +1,8 @@
 """The worker: scores every event from its user's own adapted model before anything is learned from it.
 
-`Worker.begin` is the whole of it; read that first. A step is one micro-batch of one partition, and one transaction. While the log commits
-one, the next can be computed on top of what it changed; it is begun to be committed only when the one before is.
+`Worker.begin` is the whole of it; read that first. A step is one micro-batch of one partition, and as a rule one transaction. While the log
+commits it, the next can be computed on top of what it changed; that is begun to be committed only when the one before is. Behind a backlog
+several steps are one transaction.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from consumers.histories import Histories, history_of
-from consumers.partition import Partition, UnderWay
+from consumers.partition import Partition
 from consumers.state import State, Takeover
+from consumers.step import Computed, Group, Learned, Taken, UnderWay
 from consumers.tables import ProfileTables
 from consumers.versions import Versions
 from consumers.wire import gradient_to_wire, writes_to_wire
@@ -39,41 +41,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from consumers.settings import Settings
-    from model.meta import Gradient
     from streaming.events import Interaction, Source
     from streaming.log import Assignment, Log, Record, Topic
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
-
-
-class Taken(NamedTuple):
-    """A valid event of a step, with what its user had before it."""
-
-    interaction: Interaction
-    source: Source
-    earlier: int
-    """How many interactions the user had before it, of all time."""
-    task: Task
-
-
-class Group(NamedTuple):
-    """Tasks that teach together."""
-
-    kind: Literal["query", "rehearsal"]
-    tasks: list[Task]
-    completes: bool
-    """Whether they complete a meta-update."""
-    writers: set[str]
-    """Users who write to the memories."""
-
-
-class Learned(NamedTuple):
-    """What a step made of its events: a score (and its standard deviation) for each, and what the model should learn."""
-
-    scores: list[tuple[float, float | None]]
-    lessons: list[tuple[Group, Gradient]]
-    writes: Writes | None
-    writers: int
 
 
 class Worker:
@@ -102,6 +73,11 @@ class Worker:
         """Whether the commit of a step is under way."""
         return any(partition.under_way for partition in self.held.values())
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a step is computed whose commit is not begun."""
+        return any(partition.computed for partition in self.held.values())
+
     def open(self, number: int, beat: Callable[[], None] = lambda: None) -> int:
         """Take over a partition: fence its earlier owner, restore its support sets, and return the offset to go on from."""
         takeover = Takeover(self.state, number)
@@ -116,11 +92,15 @@ class Worker:
         self._observe_users()
 
     def give_up(self, number: int) -> SupportSets:
-        """Let a partition go, once its commit under way has ended; returns its support sets, which are the caller's to close."""
+        """Let a partition go, once its commit under way has ended; returns its support sets, which are the caller's to close.
+
+        What was computed behind it never was.
+        """
         # Whether it took place makes no difference to who comes next: the log has it, or has not.
         with suppress(LogError, StoreError):
             self.finish(number)
         partition = self.held.pop(number)
+        partition.support.discard_all()
         self.histories.clear()
         partition.writer.close()
         self._observe_users()
@@ -136,26 +116,28 @@ class Worker:
     def step(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport:
         """A step from its beginning to its end, with nothing beside it. Raises as `begin` does."""
         self.begin(number, records, owner)
-        report = self.finish(number)
-        assert report is not None, "it was begun above"  # noqa: S101
-        return report
+        return self.finish(number)[-1]
 
-    def begin(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport | None:
+    def begin(self, number: int, records: Sequence[Record], owner: Assignment | str, *, behind: bool = False) -> list[StepReport]:
         """Score a micro-batch of one partition, learn from it, and begin to commit all of it at once; first forget who is to be forgotten.
 
-        Without records there is only that to do, which `ProfileTables.waiting` tells. Returns the report of the step before, if its
-        commit was under way: that is waited for as soon as this one is computed. Raises `Fenced` if the partition has gone to another
-        worker, and what `Writer.commit` raises, for either step; of this one nothing is then kept.
+        Without records there is only that to do, which `ProfileTables.waiting` tells. Returns the reports of the steps before whose commit
+        was under way: that is waited for as soon as this one is computed. ``behind``, where the next micro-batch is at hand already, it is
+        not as long as `Partition.gathers`: the next `begin` or `commit` takes the step along. Raises `Fenced` if the partition has gone to
+        another worker, and what `Writer.commit` raises, for any of these steps; of this one nothing is then kept.
         """
-        finished = None
+        partition, finished = self.held[number], list[StepReport]()
         while self.tables.crowded(number):
             # Who is to be forgotten is forgotten before anything else is done for them.
-            finished = self._begin(number, [], owner) or finished
-            finished = self.finish(number) or finished
-        return self._begin(number, records, owner) or finished
+            self._compute(number, [])
+            finished += self.commit(number, owner) + self.finish(number)
+        self._compute(number, records)
+        if not (behind and partition.gathers(self.settings.worker.micro_batch)):
+            finished += self.commit(number, owner)
+        return finished
 
-    def _begin(self, number: int, records: Sequence[Record], owner: Assignment | str) -> StepReport | None:
-        """As `begin`, of what the tables have for one step."""
+    def _compute(self, number: int, records: Sequence[Record]) -> None:
+        """Score and learn, and put what is to be committed behind what else is computed; of the tables, what goes into one step."""
         partition, stage, tables = self.held[number], self.metrics.stage, self.tables.pending(number)
         first, after = (records[0].offset, records[-1].offset + 1) if records else (partition.offset, partition.offset)
         try:
@@ -173,51 +155,66 @@ class Worker:
                 changes = partition.support.changes()
                 messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
                 position = self._position(partition, after)
-                messages += [*tables.letters, position]
+                messages += tables.letters
                 offsets = {TopicPartition(self.topics["interactions"], number): after, **tables.positions}
             report = self._report(number, records, taken, learned, reasons, tables.letters)
-            finished = self.finish(number)
-            with stage("commit"):
-                begun, commit = time.time(), partition.writer.begin(messages, offsets, owner)
         except BaseException:
             partition.support.discard()
             self.metrics.aborted.inc()
             raise
         partition.offset = after
         partition.support.begin(changes)
-        self.tables.begun(tables.positions)
-        partition.under_way = UnderWay(commit, begun, report, position.value or b"", tables)
+        partition.computed.append(Computed(messages, position, offsets, tables, report))
         self.histories.keep(changes, after_events)
-        return finished
 
-    def finish(self, number: int, *, wait: bool = True) -> StepReport | None:
-        """Wait for the commit of the partition's step that is under way, and keep what the step changed; returns its report.
-
-        None where none is, or, without ``wait``, where it has no answer yet. Raises as `begin` does, and nothing of it is then kept.
-        """
+    def commit(self, number: int, owner: Assignment | str) -> list[StepReport]:
+        """Begin to commit all that is computed of a partition, once what is under way has its answer; returns and raises as `begin`."""
         partition = self.held[number]
-        step = partition.under_way
-        if step is None or not (wait or step.commit.done):
-            return None
-        partition.under_way = None
+        if not partition.computed:
+            return []
         try:
-            with nullcontext() if step.commit.done else self.metrics.stage("commit"):
-                written = step.commit.result()
+            finished, steps = self.finish(number), partition.computed
+            messages, last = [message for step in steps for message in step.messages], steps[-1]
+            with self.metrics.stage("commit"):
+                begun, commit = time.time(), partition.writer.begin([*messages, last.position], last.offsets, owner)
         except BaseException:
             partition.support.discard_all()
-            self.tables.given_up(step.tables.positions)
             self.metrics.aborted.inc()
             raise
-        self.tables.committed(step.tables.positions)
-        partition.support.commit(step.position, written[-1])
-        self.metrics.forgotten.inc(len(set(step.tables.forgotten)))
+        finally:
+            partition.computed = []
+        self.tables.begun(last.tables.positions)
+        partition.under_way = UnderWay(commit, begun, steps)
+        return finished
+
+    def finish(self, number: int, *, wait: bool = True) -> list[StepReport]:
+        """Wait for the commit of the partition's steps that are under way, and keep what they changed; returns their reports.
+
+        Nothing where none are, or, without ``wait``, where they have no answer yet. Raises as `begin` does, and keeps nothing then.
+        """
+        partition = self.held[number]
+        if (of := partition.under_way) is None or not (wait or of.commit.done):
+            return []
+        partition.under_way, last = None, of.steps[-1]
+        try:
+            with nullcontext() if of.commit.done else self.metrics.stage("commit"):
+                written = of.commit.result()
+        except BaseException:
+            partition.support.discard_all()
+            self.tables.given_up(last.tables.positions)
+            self.metrics.aborted.inc()
+            raise
+        self.tables.committed(last.tables.positions)
+        partition.support.commit(last.position.value or b"", written[-1], len(of.steps))
+        self.metrics.forgotten.inc(len(set(last.tables.forgotten)))
         self.metrics.events_lost.inc(partition.lost)
         partition.lost = 0
         with self.metrics.stage("observe"):
-            self.metrics.transactions.observe(step.commit.ended - step.begun)
-            self.metrics.observe_step(step.report, step.commit.ended)
+            self.metrics.transactions.observe(of.commit.ended - of.begun)
+            for step in of.steps:
+                self.metrics.observe_step(step.report, of.commit.ended)
             self._observe_users()
-        return step.report
+        return [step.report for step in of.steps]
 
     def _decode(self, records: Sequence[Record]) -> tuple[list[tuple[Interaction, Source]], list[Message], dict[str, int]]:
         """The valid events with their sources, dead letters for the others, and the count of these by reason."""

@@ -229,7 +229,7 @@ class Metrics:
         self.registry.register(_Stages(times, busy, self._timers))
         self.transactions = self._histogram(
             "transaction_seconds",
-            "Time of a step's transaction. The next step is computed meanwhile: what it waits is the stage `commit`.",
+            "Time of a transaction, of a step or several. The next is computed meanwhile: what it waits is the stage `commit`.",
             _SECONDS,
         )
         waits = self._describe(

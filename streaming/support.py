@@ -2,7 +2,7 @@
 
 A step stages what it changes, and commits it here only after the log has committed the same changes to the topic `support`; so what is
 held is never ahead of the log, and a restart restores it from there. It is in memory or in a file: see `streaming.store`. While the log
-commits one step's changes, the next step is staged on top of them.
+commits the changes of some steps, others are staged on top of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import ChainMap
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -70,7 +70,7 @@ class SupportSets:
         position = self.position
         self.ordinals_given = position.users if position else 0
         self._staged = Layer()
-        self._under_way = Layer()
+        self._under_way = list[Layer]()
         self._known_as_of = 0
         """Milliseconds since the epoch: all removals from then on are in the changelog that is being read, however old its records."""
         self.evicted = 0
@@ -104,7 +104,7 @@ class SupportSets:
 
     def _appended(self, user: str) -> Appended | None:
         """As `get`, with interactions as they are encoded."""
-        for layer in (self._staged, self._under_way):
+        for layer in (self._staged, *reversed(self._under_way)):
             if user in layer.users:
                 value = layer.users[user]
                 return value if isinstance(value, Appended) else None
@@ -115,8 +115,9 @@ class SupportSets:
         """The user's support set as the changelog has it or is about to; None for a user without one, or with changes that are staged."""
         if user in self._staged.users:
             return None
-        if user in self._under_way.users:
-            return self._under_way.encoded[user] if isinstance(self._under_way.users[user], Appended) else None
+        for layer in reversed(self._under_way):
+            if user in layer.users:
+                return layer.encoded[user] if isinstance(layer.users[user], Appended) else None
         return self.held.value(user)
 
     def append(self, user: str, interaction: Interaction, source: Source) -> int:
@@ -148,20 +149,24 @@ class SupportSets:
         """The first offset that counts for a user without a support set."""
         if isinstance(staged := self._staged.users.get(user), Forgotten):
             return staged.forgotten
-        if user in self._under_way.users:
-            value = self._under_way.users[user]
-            return value.forgotten if isinstance(value, Forgotten) else 0
+        for layer in reversed(self._under_way):
+            if user in layer.users:
+                value = layer.users[user]
+                return value.forgotten if isinstance(value, Forgotten) else 0
         return self.held.since(user)
 
     def _make_room(self) -> None:
-        staged, under_way = self._staged, self._under_way
+        staged, layers = self._staged, [*self._under_way, self._staged]
         # Two for each that comes where the bound was lowered since, so that no step is held up by all of them.
         for _ in range(2):
-            if not self.max_users or len(self.held) + under_way.growth + staged.growth < self.max_users:
+            if not self.max_users or len(self.held) + sum(layer.growth for layer in layers) < self.max_users:
                 return
-            oldest = self.held.oldest(but=ChainMap(staged.users, under_way.users))
+            oldest = self.held.oldest(but=ChainMap(*(layer.users for layer in reversed(layers))))
             if oldest is None:
-                changed = {user: value for user, value in under_way.users.items() if user not in staged.users} | staged.users
+                changed = dict[str, Appended | Forgotten | None]()
+                for user, value in chain.from_iterable(layer.users.items() for layer in layers):
+                    changed.pop(user, None)
+                    changed[user] = value
                 oldest = next(user for user, value in changed.items() if isinstance(value, Appended))
             staged.users.pop(oldest, None)
             staged.users[oldest] = None
@@ -170,34 +175,32 @@ class SupportSets:
     @property
     def ordinals_after(self) -> int:
         """How many ordinals are given once all that is staged is committed."""
-        return self.ordinals_given + self._under_way.ordinals + self._staged.ordinals
+        return self.ordinals_given + sum(layer.ordinals for layer in self._under_way) + self._staged.ordinals
 
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """Key and value of the changelog records of what is staged, in the order of last changes; None removes the user."""
         return [(user.encode(), None if value is None else encode(value)) for user, value in self._staged.users.items()]
 
     def begin(self, changes: list[tuple[bytes, bytes | None]]) -> None:
-        """What is staged is on its way to the log as these ``changes``: from now on, what is staged stands on top of it.
+        """What a step staged is on its way to the log as these ``changes``: from now on, what is staged stands on top of it."""
+        self._staged.encoded = {key.decode(): value for key, value in changes}
+        self._under_way.append(self._staged)
+        self._staged = Layer()
 
-        One step at a time: the one before must be committed or discarded.
-        """
-        assert not self._under_way.users, "one step at a time is on its way"  # noqa: S101
-        self._under_way, self._staged = self._staged, Layer()
-        self._under_way.encoded = {key.decode(): value for key, value in changes}
-
-    def commit(self, position: bytes = b"", offset: int = 0) -> None:
-        """Take over what was on its way: the log has committed it.
+    def commit(self, position: bytes = b"", offset: int = 0, steps: int = 1) -> None:
+        """Take over the first ``steps`` of those that are on their way: the log has committed them.
 
         ``position`` is the position record that was committed behind it, and ``offset`` its offset in the changelog. Raises `StoreError`
         where a local store cannot take any more: the log has all of it, and it is restored from there.
         """
-        done, self._under_way = self._under_way, Layer()
-        for user, value in done.encoded.items():
-            change = done.users.get(user)
-            self.held.put(user, value, Head(change.ordinal) if isinstance(change, Appended) else None)
-        self.held.grew(done.growth)
-        self.ordinals_given += done.ordinals
-        self.evicted += sum(value is None for value in done.encoded.values())
+        done, self._under_way = self._under_way[:steps], self._under_way[steps:]
+        for layer in done:
+            for user, value in layer.encoded.items():
+                change = layer.users.get(user)
+                self.held.put(user, value, Head(change.ordinal) if isinstance(change, Appended) else None)
+            self.held.grew(layer.growth)
+            self.ordinals_given += layer.ordinals
+            self.evicted += sum(value is None for value in layer.encoded.values())
         if position:
             self.held.covered = Covered(offset + 1, time.time_ns() // 1_000_000, self.changelog, position)
         self.settle()
@@ -208,7 +211,7 @@ class SupportSets:
 
     def discard_all(self) -> None:
         """Forget what is staged and what is on its way: the log has not committed it, or nobody knows."""
-        self._staged, self._under_way = Layer(), Layer()
+        self._staged, self._under_way = Layer(), []
 
     def restore(self, record: Record) -> None:
         """Take a record of the changelog, in the order of its offsets; after the last of them, `restored`.
@@ -266,9 +269,12 @@ class SupportSets:
         Users first seen in the step in hand are not drawn, nor are those that it forgets. Ordinals of forgotten users are holes, so a
         draw may come out short where most users were forgotten, although more are tried then, up to `MOST_DRAWS` times as many.
         """
-        under_way, staged = self._under_way.users, self._staged.users
+        under_way, staged = dict[str, Appended | Forgotten | None](), self._staged.users
+        ordinals, there = self.ordinals_given, len(self.held)
         # What is on its way counts, so that the draw does not depend on how far the log is with it.
-        ordinals, there = self.ordinals_given + self._under_way.ordinals, len(self.held) + self._under_way.growth
+        for layer in self._under_way:
+            under_way |= layer.users
+            ordinals, there = ordinals + layer.ordinals, there + layer.growth
         if not there:
             return []
         # Twice as many as would find so many users on average, and as many as ever where nobody was forgotten.

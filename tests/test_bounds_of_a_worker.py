@@ -80,7 +80,8 @@ def test_letters_of_items_wait_with_whoever_reports_them_and_nobody_else(tmp_pat
         items = TopicPartition("items", 0)
         assert len(here.tables._waiting[items]) == PENDING_AT_ONCE + 300
         assert items not in there.tables._waiting
-        here._begin(0, [], settings.group_id)
+        here._compute(0, [])
+        here.commit(0, settings.group_id)
         here.finish(0)
         # Taken over, what was not reported yet is reported by who has the partition now.
         there.tables.assign([0, 1])
@@ -119,7 +120,7 @@ def test_requests_are_read_as_fast_as_they_are_answered(tmp_path: Path) -> None:
         reader.assign({events: position} | requests.start(worker.held))
         most = 0
         for _ in range(8):
-            batches = read(system, reader, requests.without_full(worker.held, "interactions"), 0.0, 0.0)
+            batches, _ = read(system, reader, requests.without_full(worker.held, "interactions"), 0.0, 0.0)
             requests.take(batches.get(TopicPartition("requests", 0), []))
             most = max(most, len(requests))
         assert requests.at_once <= most <= requests.at_once + 256

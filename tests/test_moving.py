@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from operator import attrgetter
@@ -42,6 +42,7 @@ class Hand:
         self._stack.callback(self.moving.close)
         self.member = self._stack.enter_context(self.system.log.member(settings.group_id, "interactions"))
         self.restored: dict[int, int] = {}
+        self.gather: Callable[[], bool] = lambda: True
 
     def share(self) -> Assignment:
         """The first half of a turn: partitions come and go, and are restored for a while."""
@@ -58,7 +59,7 @@ class Hand:
         records = sorted(self.reader.poll(most, only=events), key=attrgetter("partition", "offset"))
         for number, batch in groupby(records, attrgetter("partition")):
             try:
-                self.worker.begin(number, list(batch), assignment)
+                self.worker.begin(number, list(batch), assignment, behind=len(records) == most and self.gather())
             except (Fenced, StoreDamaged) as error:
                 self.moving.give_up_step(number, error)
                 break
@@ -68,9 +69,11 @@ class Hand:
         return len(records)
 
     def finish(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is computed and what is under way."""
+        assignment = self.member.assignment()
         for number in list(self.worker.held):
             try:
+                self.worker.commit(number, assignment)
                 self.worker.finish(number)
             except (Fenced, StoreDamaged) as error:
                 self.moving.give_up_step(number, error)
@@ -171,6 +174,7 @@ def test_a_step_in_hand_when_partitions_move_is_given_up_and_done_again(tmp_path
     first.until_idle()
     fill(settings, STREAM.messages[300:])
     assignment = first.share()
+    first.gather = lambda: False
     hands.append(second := Hand(settings))
     assert first.score(assignment, most=64) == 64, "read, but not committed"
     assert first.system.metrics.registry.get_sample_value("coldstream_fenced_total") == 1

@@ -52,16 +52,16 @@ def test_a_rating_changes_no_score_up_to_its_own(tmp_path: Path, sections: dict[
 
 
 def test_a_step_that_appends_before_it_scores_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from consumers import worker
+    from consumers import step, worker
 
     original = worker.Worker._take
 
-    def peeking(self: worker.Worker, sets: Any, event: Any, source: Any, before: Any) -> worker.Taken:  # noqa: ANN401
+    def peeking(self: worker.Worker, sets: Any, event: Any, source: Any, before: Any) -> step.Taken:  # noqa: ANN401
         original(self, sets, event, source, before)
         after = sets.get(event.user)
         history = history_of(after)
         earlier = after.earlier if after else 0
-        return worker.Taken(event, source, earlier, Task(event.user, history.items, history.ratings, [event.item], [event.rating]))
+        return step.Taken(event, source, earlier, Task(event.user, history.items, history.ratings, [event.item], [event.rating]))
 
     monkeypatch.setattr(worker.Worker, "_take", peeking)
     with pytest.raises(Leak, match="the score of event 20"):

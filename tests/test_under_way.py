@@ -13,12 +13,15 @@ import pytest
 from consumers.opening import connect
 from consumers.settings import Settings
 from consumers.worker import Worker
+from streaming.codec import decode
 from streaming.embedded.writer import EmbeddedWriter
 from streaming.errors import BrokerUnreachable, Fenced, LogError
+from streaming.events import Score
 from streaming.log import Assignment, Commit, TopicPartition
 from streaming.metrics import StepReport
 from streaming.partitioner import partition_of
 from streaming.store.held import head
+from streaming.topics import POSITION_KEY
 from tests.small_runs import Stream, fill, profile
 from tests.test_moving import PARTITIONS, Hand, broken, settings_of
 from tests.test_promises import findings
@@ -26,6 +29,7 @@ from tests.test_requests import answers, request
 from tests.verify.reading import read
 
 STREAM = Stream(400, seed=4, users=30, partitions=PARTITIONS)
+OF_ONE = [message for message in Stream(3000, seed=4, garbage=0.0).messages if partition_of(message.key or b"", PARTITIONS) == 0]
 Outcome = str
 """What becomes of a commit: it takes place; another has fenced it; it is lost; it takes place and its answer is lost."""
 
@@ -139,13 +143,14 @@ def as_the_changelog_has_it(hand: Hand) -> None:
 def test_whatever_fails_under_way_the_support_sets_are_the_fold(
     tmp_path: Path, hand: Callable[..., Hand], monkeypatch: pytest.MonkeyPatch, seed: int, max_users: int
 ) -> None:
-    """Four partitions, whose commits are under way together; one in three fails, in one of three ways, with a step on top of it."""
+    """Four partitions, whose commits are under way together; one in three fails, in one of three ways, with steps on top of it."""
     dice = random.Random(seed)
     broker = Broker(monkeypatch, lambda: dice.choice(["takes place"] * 6 + ["fenced", "lost", "unheard"]))
     settings = settings_of(tmp_path, "state", max_users=max_users)
     fill(settings, STREAM.profiles)
     nulls = dict[tuple[str, int, int], str]()
     broker.hand = hand(max_users=max_users)
+    broker.hand.gather = lambda: dice.random() < 0.7
     for start in range(0, 400, 50):
         fill(settings, STREAM.messages[start : start + 50])
         gone = [f"u{dice.randrange(30)}" for _ in range(2)]
@@ -166,11 +171,11 @@ def ignore_failures(patch: pytest.MonkeyPatch) -> None:
     """Go on with the second step as if the first had not failed."""
     finish = Worker.finish
 
-    def careless(worker: Worker, number: int, *, wait: bool = True) -> StepReport | None:
+    def careless(worker: Worker, number: int, *, wait: bool = True) -> list[StepReport]:
         try:
             return finish(worker, number, wait=wait)
         except LogError:
-            return None
+            return []
 
     patch.setattr(Worker, "finish", careless)
 
@@ -185,10 +190,13 @@ def test_a_step_is_never_seen_where_the_one_before_failed(
     broker = Broker(monkeypatch, lambda: outcome if next(numbers) == 9 else "takes place")
     settings = settings_of(tmp_path, "state")
     fill(settings, STREAM.messages)
-    broker.hand = hand()
+    made = hand()
+    made.gather = lambda: False
     if careless:
         ignore_failures(monkeypatch)
-    work(broker.hand)
+    else:
+        broker.hand = made
+    work(made)
     assert outcome in broker.outcomes
     told = broken(settings)
     assert any("has no score" in finding.text for finding in told) if careless else told == []
@@ -213,7 +221,7 @@ def test_what_is_under_way_counts_as_waiting_until_it_is_committed(
     events = {number: held.events_under_way for number, held in made.worker.held.items()}
     assert sum(events.values()) == 200
     before = made.system.metrics.registry.get_sample_value("coldstream_scores_total")
-    assert all(made.worker.finish(number, wait=False) is None for number in made.worker.held), "no answer yet"
+    assert all(made.worker.finish(number, wait=False) == [] for number in made.worker.held), "no answer yet"
     assert made.system.metrics.registry.get_sample_value("coldstream_scores_total") == before
     made.finish()
     assert sum(held.events_under_way for held in made.worker.held.values()) == 0
@@ -262,4 +270,34 @@ def test_a_partition_that_goes_takes_its_step_under_way_along(
         tps = [TopicPartition("interactions", number) for number in range(PARTITIONS)]
         ends = {tp: bounds.end for tp, bounds in log.bounds(tps).items()}
         assert log.committed(settings.group_id, tps) == ends
+    assert broken(settings) == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["answered at once", "answered late"])
+def test_behind_a_backlog_several_steps_are_one_transaction(
+    tmp_path: Path, hand: Callable[..., Hand], monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """Of 64 events, or of as many as are computed while the one before has no answer, up to 256; of one step where none waits behind it."""
+    settings, transactions = settings_of(tmp_path, "state"), list[int]()
+    if late:
+        Broker(monkeypatch, lambda: "takes place")
+    begin = EmbeddedWriter.begin
+
+    def counted(writer: EmbeddedWriter, messages: Any, offsets: Any = None, owner: Any = None) -> Commit:  # noqa: ANN401 - as the method
+        if owner is not None:
+            steps = {decode(message.value, Score, what="score").step for message in messages if message.topic == "scores"}
+            transactions.append(len(steps))
+            assert sum(message.key == POSITION_KEY for message in messages) == 1
+            assert messages[-1].key == POSITION_KEY
+        return begin(writer, messages, offsets, owner)
+
+    monkeypatch.setattr(EmbeddedWriter, "begin", counted)
+    fill(settings, OF_ONE[:600])
+    made = hand()
+    work(made)
+    assert transactions == ([4, 16, 16, 2] if late else [4] * 9 + [2])
+    del transactions[:]
+    fill(settings, OF_ONE[600:605])
+    made.score(made.share())
+    assert transactions == [1], "nothing is behind them"
     assert broken(settings) == []

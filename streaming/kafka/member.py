@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streaming.kafka.broker import KafkaLog
 
 STABLE_POLL_MS = 100
+REST_MS = 50
 REJOIN_POLL_MS = 5_000
 """A poll that ends in the middle of a rebalance abandons it and begins another, so it must be given time."""
 
@@ -80,6 +81,8 @@ class KafkaMember(Member):
                     metrics_enabled=False,
                 )
             )
+            # For so long the client rests where all partitions are paused; it would wake two hundred times a second to do nothing.
+            self._consumer.config["retry_backoff_ms"] = REST_MS
             self._consumer.subscribe([topic], listener=self._listener)
             # A leader that does not know the topic yet would share out nothing, and begin anew once it does.
             self._consumer.topics()

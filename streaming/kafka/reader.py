@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import kafka
 from kafka import errors
@@ -13,6 +14,10 @@ from streaming.log import Reader, Record, TopicPartition
 
 if TYPE_CHECKING:
     from streaming.kafka.broker import KafkaLog
+
+LOOK_SECONDS = 0.1
+"""Time between two polls of the client's own, where one would only find that brokers were asked and have not answered, or what is at hand:
+each is two turns through the client's thread, a millisecond and more where that competes with a step for Python's lock."""
 
 
 class KafkaReader(Reader):
@@ -24,6 +29,8 @@ class KafkaReader(Reader):
         self._positions: dict[TopicPartition, int] = {}
         """Where reading began, by partition; kept only to tell what was asked for."""
         self._paused: frozenset[TopicPartition] = frozenset()
+        self._looked = 0.0
+        """When the client's own poll was called last, by the monotonic clock."""
         with log.client.told("opening a reader", "READ"):
             self._consumer = kafka.KafkaConsumer(
                 **log.client.common(
@@ -60,7 +67,7 @@ class KafkaReader(Reader):
             self._consumer.assign([kafka.TopicPartition(*tp) for tp in positions])
             # The client leaves a partition paused that was assigned before.
             self._consumer.resume(*(kafka.TopicPartition(*tp) for tp in positions))
-            self._paused = frozenset()
+            self._paused, self._looked = frozenset(), 0.0
             for tp, position in positions.items():
                 if position >= 0:
                     self._consumer.seek(kafka.TopicPartition(*tp), position)
@@ -81,7 +88,7 @@ class KafkaReader(Reader):
         self._unpark()
         with self._log.client.told("reading", "READ"):
             try:
-                found = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records)
+                found = self._taken(max_records, timeout)
             except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as error:
                 raise OffsetOutOfRange(self._out_of_range(error)) from error
         return [
@@ -89,6 +96,21 @@ class KafkaReader(Reader):
             for records in found.values()
             for record in records
         ]
+
+    def _taken(self, max_records: int, timeout: float) -> dict[kafka.TopicPartition, list[Any]]:
+        """What the client has at hand, or else what its poll gives, which is not called where it would find nothing."""
+        fetcher, now = self._consumer._fetcher, time.monotonic()  # noqa: SLF001 - nothing public says what is at hand
+        if now - self._looked < LOOK_SECONDS:
+            found: dict[kafka.TopicPartition, list[Any]] = fetcher.fetched_records(max_records)[0]
+            if found:
+                if not fetcher._completed_fetches and not fetcher._next_partition_records:  # noqa: SLF001
+                    fetcher.send_fetches()  # What comes next is on its way while these are worked on.
+                return found
+            asked = list(fetcher._fetch_futures)  # noqa: SLF001
+            if timeout == 0 and asked and not any(answer.is_done for answer in asked):
+                return {}
+        self._looked = now
+        return cast("dict[kafka.TopicPartition, list[Any]]", self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records))
 
     def _unpark(self) -> None:
         """Let go of records that are used up: while it holds them the client does not take back those of a partition that was paused.
@@ -104,7 +126,7 @@ class KafkaReader(Reader):
             return
         self._consumer.resume(*(kafka.TopicPartition(*tp) for tp in self._paused - paused))
         self._consumer.pause(*(kafka.TopicPartition(*tp) for tp in paused - self._paused))
-        self._paused = paused
+        self._paused, self._looked = paused, 0.0
 
     def _out_of_range(self, error: errors.KafkaError) -> str:
         bounds = self._log.bounds(self._positions)
