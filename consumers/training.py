@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from consumers.system import System
     from streaming.log import Member
 
-REST_SECONDS = 0.1
+REST_SECONDS = 0.05
 """How long a trainer that keeps up lets updates gather: each version is a transaction, and is taken on by every worker."""
 
 FENCED_SECONDS = 1.0
