@@ -42,8 +42,8 @@ SETTINGS = {
     "accurate-64": {"worker.micro_batch": 64, "trainer.meta_update": 16},
     "fast": {"worker.micro_batch": 256, "trainer.meta_update": 64},
 }
-"""The named settings of docs/performance.md; all else is as it is by default. One transaction a micro-batch: the second of them commits
-less often and learns as much from each event, from scores that are up to 64 events old."""
+"""The named settings of docs/performance.md; all else is as it is by default. The second learns as much from each event as the first, from
+scores that are up to 64 events old."""
 
 console = Console()
 Result = dict[str, Any]

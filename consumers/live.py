@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from consumers.stop import Stop
     from consumers.system import System
     from consumers.worker import Worker
-    from streaming.log import Member, Reader, Record
+    from streaming.log import Assignment, Member, Reader, Record
 
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
@@ -62,7 +62,7 @@ def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Rea
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
     """Step after step, until stopped."""
     topic, looked, cut = system.topics["interactions"].name, 0.0, 0.0
-    beat = partial(system.heard, member)
+    beat, assignment = partial(system.heard, member), member.assignment()
     while not stop:
         system.health.beat()
         assignment = member.assignment()
@@ -76,9 +76,10 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         if time.monotonic() - looked > LAG_SECONDS:
             looked = time.monotonic()
             observe_lag(system, reader, topic, worker)
-        # A commit that ends meanwhile is looked at soon, and what is there to be done at once.
+        # A commit that ends meanwhile is looked at soon, and what is there to be done at once. Not without any wait where there is nothing
+        # to do: the threads of the log's client need Python's lock, and have it 5 ms late from a loop that does not let go of it.
         wait_ms = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
-        wait = 0.0 if requests or moving.busy or worker.ahead else wait_ms / 1000
+        wait = 0.0 if worker.ahead else 0.001 if requests or moving.busy else wait_ms / 1000
         try:
             batches, behind = read(system, reader, requests.without_full(worker.held, topic), 0.0 if worker.ahead else cut, wait)
         except OffsetOutOfRange as error:
@@ -87,11 +88,12 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
                 raise  # The log ends before what was read of it: to take that over would be to come here again.
             # Whether it goes on behind what was lost is for those who take partitions over to say.
             logger.warning("retention was faster than this worker; its partitions are taken over anew", reason=str(error))
+            commit_all(worker, assignment)
             moving.start_over()
             continue
         if batches:
             cut = time.monotonic()
-        else:
+        elif not worker.ahead:
             moving.idle()
         if asked := [record for (name, _), records in batches.items() if name == requests.topic for record in records]:
             requests.take(asked)
@@ -112,10 +114,14 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             except (Fenced, StoreDamaged) as error:
                 moving.give_up_step(number, error)
                 break
+    commit_all(worker, assignment)
+
+
+def commit_all(worker: Worker, assignment: Assignment) -> None:
+    """Commit what is computed, so that nobody has to do it again, or cannot; whoever comes next finds what it came to in the log."""
     for number in worker.held:
-        # Whoever comes next finds what it came to in the log.
         with suppress(Fenced, StoreError):
-            worker.commit(number, member.assignment())
+            worker.commit(number, assignment)
             worker.finish(number)
 
 
@@ -125,13 +131,13 @@ def read(
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
 
     Of the partitions ``only``, None for all. The first of them is waited for ``wait`` seconds. While a step takes longer than a linger,
-    the next micro-batch fills meanwhile and nobody waits for more of it. Returns as well whether a whole one was at hand at once: so the
-    worker is behind.
+    the next micro-batch fills meanwhile and nobody waits for more of it. Returns as well whether a partition is behind: whether a whole
+    one of its events was at hand at once.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
         records = reader.poll(settings.micro_batch, wait, only)
-        behind = len(records) == settings.micro_batch
+        behind = len(records) == settings.micro_batch and len({(record.topic, record.partition) for record in records}) == 1
         ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)

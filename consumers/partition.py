@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from streaming.support import SupportSets
 
 ENOUGH_EVENTS = 64
-"""Behind a backlog, a transaction has as many events: one costs about as much, in client and broker, as it takes to compute this many."""
+"""Behind a backlog, a transaction has as many micro-batches as go into so many events; it costs about as much, in client and broker, as to
+compute them."""
 
 MOST_EVENTS = 256
 """As many may be computed ahead of their transaction while the log takes its time with the one before."""
@@ -46,7 +47,7 @@ class Partition:
         return sum(step.report.events for step in (*(self.under_way.steps if self.under_way else ()), *self.computed))
 
     def gathers(self, micro_batch: int) -> bool:
-        """Whether another micro-batch, which is at hand, may be computed before the transaction of the last is begun.
+        """Whether another micro-batch may be computed before the transaction of the last is begun.
 
         Not where there is somebody to be forgotten, or a letter about a profile: of these each belongs to one step.
         """

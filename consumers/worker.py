@@ -122,9 +122,9 @@ class Worker:
         """Score a micro-batch of one partition, learn from it, and begin to commit all of it at once; first forget who is to be forgotten.
 
         Without records there is only that to do, which `ProfileTables.waiting` tells. Returns the reports of the steps before whose commit
-        was under way: that is waited for as soon as this one is computed. ``behind``, where the next micro-batch is at hand already, it is
-        not as long as `Partition.gathers`: the next `begin` or `commit` takes the step along. Raises `Fenced` if the partition has gone to
-        another worker, and what `Writer.commit` raises, for any of these steps; of this one nothing is then kept.
+        was under way: that is waited for as soon as this one is computed. ``behind``, where it was whole at once, it is not as long as
+        `Partition.gathers`: the next `begin` or `commit` takes the step along. Raises `Fenced` if the partition has gone to another worker,
+        and what `Writer.commit` raises, for any of these steps; of this one nothing is then kept.
         """
         partition, finished = self.held[number], list[StepReport]()
         while self.tables.crowded(number):
@@ -210,6 +210,7 @@ class Worker:
         self.metrics.events_lost.inc(partition.lost)
         partition.lost = 0
         with self.metrics.stage("observe"):
+            self.metrics.commits.inc()
             self.metrics.transactions.observe(of.commit.ended - of.begun)
             for step in of.steps:
                 self.metrics.observe_step(step.report, of.commit.ended)

@@ -297,7 +297,6 @@ class Metrics:
         if events is None:
             events = self._of_partition[step.partition] = self._events.labels(str(step.partition))
         events.inc(step.events)
-        self.commits.inc()
         if step.errors:
             self._scores.inc(len(step.errors))
             self._micro_batch.observe(len(step.errors))

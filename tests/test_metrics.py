@@ -44,7 +44,6 @@ def test_a_step_is_counted() -> None:
     assert value(metrics, "memory_writes_total") == 2
     assert value(metrics, "unknown_fields_total") == 8
     assert value(metrics, "dead_letters_total", reason="not-decodable") == 4
-    assert value(metrics, "commits_total") == 2
     assert value(metrics, "micro_batch_events_bucket", le="2.0") == 0
     assert value(metrics, "micro_batch_events_bucket", le="4.0") == 2
 

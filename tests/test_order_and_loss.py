@@ -23,7 +23,7 @@ from streaming.errors import OffsetOutOfRange
 from streaming.log import Message, Record, TopicPartition
 from streaming.scored import read_run
 from streaming.store.held import InMemory
-from tests.small_runs import Stream, fill, profile, run, small
+from tests.small_runs import SMALL, Stream, fill, profile, run, small
 
 EVENTS = TopicPartition("interactions", 0)
 HOUR = 3_600_000
@@ -167,6 +167,58 @@ def test_a_worker_that_retention_overtakes_goes_on_where_it_is_told_to(tmp_path:
             assert system.metrics.registry.get_sample_value("coldstream_events_lost_total") == 300
         assert log.committed(settings.group_id, [EVENTS]) == {EVENTS: 362}
         assert [line["first_kept"] for line in said if line["event"] == "events lost to retention"] == [332]
+
+
+def test_what_was_computed_is_committed_where_retention_overtakes_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not be read again."""
+    settings = small(tmp_path / "log.db", worker={"skip_lost": True, "poll_timeout_ms": 1})
+    fill(settings, Stream(64, garbage=0.0).messages)
+    with Stop() as stop, System(settings) as system, ExitStack() as stack:
+        opened = open_worker(system, stack)
+        worker, reader, moving = opened[0], opened[2], opened[4]
+        poll, at = reader.poll, list[dict[TopicPartition, int]]()
+
+        def overtaken(*of: Any) -> list[Record]:  # noqa: ANN401
+            if worker.ahead:
+                raise OffsetOutOfRange("position 16 is not within the records kept, 48 to 64")
+            return poll(*of)
+
+        def start_over() -> None:
+            at.append(system.log.committed(settings.group_id, [EVENTS]))
+            stop.ask()
+
+        monkeypatch.setattr(reader, "poll", overtaken)
+        monkeypatch.setattr(moving, "start_over", start_over)
+        monkeypatch.setattr("consumers.live.overtaken", lambda *_: True)
+        score(system, stop, *opened)
+        assert at == [{EVENTS: 16}]
+
+
+@pytest.mark.parametrize("turns", [12, 13, 14, 15, 60])
+def test_a_live_worker_behind_a_backlog_commits_several_steps_together(tmp_path: Path, turns: int) -> None:
+    """Four of 16 events at once, and what is left when no whole micro-batch is; stopped in the middle, it commits what is computed."""
+
+    class Turns(Stop):
+        left = turns
+
+        def __bool__(self) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    settings = small(tmp_path / "log.db", worker=SMALL["worker"] | {"poll_timeout_ms": 1, "linger_ms": 0})
+    fill(settings, Stream(330, garbage=0.0).messages)
+    with Turns() as stop, System(settings) as system, ExitStack() as stack:
+        score(system, stop, *open_worker(system, stack))
+        told = system.metrics.registry.get_sample_value
+        steps, events = told("coldstream_micro_batch_events_count"), told("coldstream_micro_batch_events_sum")
+        assert system.log.committed(settings.group_id, [EVENTS]) == {EVENTS: events}
+        if turns == 60:
+            assert (steps, events) == (21, 330)
+            assert told("coldstream_commits_total") == 6
+        else:
+            assert steps is not None
+            assert 4 < steps < 16
+            assert told("coldstream_commits_total") == -(-steps // 4)
 
 
 def test_a_log_that_ends_before_what_was_read_of_it_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ class KafkaWriter(Writer):
     ) -> Transaction:
         group = None
         if offsets and owner is not None:
-            # Of the time when the batch was read. What the client would say now may be a later generation, or none, which passes.
+            # Of the time when the last records were read. What the client would say now may be a later generation, or none, which passes.
             of = (owner.group, owner.generation, owner.member_id) if isinstance(owner, Assignment) else (owner,)
             group = ConsumerGroupMetadata(*of)
         consumed = {kafka.TopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
