@@ -211,6 +211,7 @@ def endpoint_port(log: Path) -> int:
     return int(found[1]) if found else 0
 
 
+@pytest.mark.timeout(300)
 def test_alerts_of_a_real_prometheus_fire_and_clear_over_a_real_worker(tmp_path: Path) -> None:
     prometheus = program("prometheus")
     log = tmp_path / "log.db"
@@ -224,7 +225,8 @@ def test_alerts_of_a_real_prometheus_fire_and_clear_over_a_real_worker(tmp_path:
     (job,) = config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "coldstream-worker"]
     worker = [sys.executable, "-c", "from consumers.cli import main; main()", "worker", "--config", str(tmp_path / "coldstream.toml")]
     with running(worker, tmp_path, name="worker") as scored:
-        until(lambda: endpoint_port(tmp_path / "worker.log") > 0, "the worker serves its metrics")
+        # On a fresh checkout it compiles all loops first, with all that runs beside it.
+        until(lambda: endpoint_port(tmp_path / "worker.log") > 0, "the worker serves its metrics", seconds=150)
         job["static_configs"][0]["targets"] = [f"127.0.0.1:{endpoint_port(tmp_path / 'worker.log')}"]
         (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
         flags = [f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={tmp_path / 'tsdb'}", "--config.file=prometheus.yml"]

@@ -271,7 +271,7 @@ def name_writers_after_their_workers(patch: Patch) -> None:
     ids=["fenced by generation alone", "fenced by epoch alone", "broken"],
 )
 def test_group_metadata_taken_at_commit_time(settings: Settings, monkeypatch: Patch, *, own_ids: bool, late_metadata: bool) -> None:
-    """A worker hangs in its third step until another has its partition and has done all of it; then it commits what it had in hand.
+    """A worker hangs in its second transaction until another has its partition and has done all of it; then it commits what it had in hand.
 
     Either line of defence holds alone: the generation of the batch, and one transactional id for each partition. So both are broken.
     """
@@ -284,7 +284,7 @@ def test_group_metadata_taken_at_commit_time(settings: Settings, monkeypatch: Pa
 
     def hanging(writer: KafkaWriter, *args: Any) -> Commit:  # noqa: ANN401 - as the method
         steps[0] += threading.current_thread().name == "first"
-        if steps[0] != 3 or threading.current_thread().name != "first":
+        if steps[0] != 2 or threading.current_thread().name != "first":
             return begin(writer, *args)
         hung.set()
         assert go_on.wait(30)
