@@ -121,8 +121,7 @@ def commit_all(worker: Worker, assignment: Assignment) -> None:
     """Commit what is computed, so that nobody has to do it again, or cannot; whoever comes next finds what it came to in the log."""
     for number in worker.held:
         with suppress(Fenced, StoreError):
-            worker.commit(number, assignment)
-            worker.finish(number)
+            worker.complete(number, assignment)
 
 
 def read(
@@ -137,13 +136,14 @@ def read(
     settings = system.settings.worker
     with system.metrics.stage("poll"):
         records = reader.poll(settings.micro_batch, wait, only)
-        behind = len(records) == settings.micro_batch and len({(record.topic, record.partition) for record in records}) == 1
+        whole = len(records) == settings.micro_batch
         ends = cut + settings.linger_ms / 1000
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
     records.sort(key=attrgetter("topic", "partition", "offset"))
-    return {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}, behind
+    batches = {TopicPartition(*place): list(batch) for place, batch in groupby(records, attrgetter("topic", "partition"))}
+    return batches, whole and len(batches) == 1
 
 
 def overtaken(system: System, reader: Reader, partitions: list[TopicPartition]) -> bool:

@@ -124,8 +124,7 @@ class Requests:
                 stale += each.end > position
                 waits.append(each.record.timestamp / 1000)
         # The user's last events may be in a step that is not committed: the answer counts them, and only comes if they do.
-        worker.commit(number, owner)
-        worker.finish(number)
+        worker.complete(number, owner)
         with stage("commit"):
             done = {TopicPartition(self.topic, number): due[-1].record.offset + 1}
             worker.held[number].writer.commit([*messages, *letters], done, owner)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from model.meta import Gradient
     from model.tasks import Task
     from streaming.events import Interaction, Source
-    from streaming.log import Commit, Message, TopicPartition
+    from streaming.log import Commit, Message
     from streaming.metrics import StepReport
 
 
@@ -52,7 +52,6 @@ class Computed(NamedTuple):
     messages: Sequence[Message]
     position: Message
     """The position record, which only the last step of a transaction sends."""
-    offsets: dict[TopicPartition, int]
     tables: Pending
     report: StepReport
 

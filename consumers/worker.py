@@ -130,7 +130,7 @@ class Worker:
         while self.tables.crowded(number):
             # Who is to be forgotten is forgotten before anything else is done for them.
             self._compute(number, [])
-            finished += self.commit(number, owner) + self.finish(number)
+            finished += self.complete(number, owner)
         self._compute(number, records)
         if not (behind and partition.gathers(self.settings.worker.micro_batch)):
             finished += self.commit(number, owner)
@@ -156,7 +156,6 @@ class Worker:
                 messages += [Message(self.topics["support"], key, value, number) for key, value in changes]
                 position = self._position(partition, after)
                 messages += tables.letters
-                offsets = {TopicPartition(self.topics["interactions"], number): after, **tables.positions}
             report = self._report(number, records, taken, learned, reasons, tables.letters)
         except BaseException:
             partition.support.discard()
@@ -164,7 +163,7 @@ class Worker:
             raise
         partition.offset = after
         partition.support.begin(changes)
-        partition.computed.append(Computed(messages, position, offsets, tables, report))
+        partition.computed.append(Computed(messages, position, tables, report))
         self.histories.keep(changes, after_events)
 
     def commit(self, number: int, owner: Assignment | str) -> list[StepReport]:
@@ -175,8 +174,9 @@ class Worker:
         try:
             finished, steps = self.finish(number), partition.computed
             messages, last = [message for step in steps for message in step.messages], steps[-1]
+            offsets = {TopicPartition(self.topics["interactions"], number): partition.offset, **last.tables.positions}
             with self.metrics.stage("commit"):
-                begun, commit = time.time(), partition.writer.begin([*messages, last.position], last.offsets, owner)
+                begun, commit = time.time(), partition.writer.begin([*messages, last.position], offsets, owner)
         except BaseException:
             partition.support.discard_all()
             self.metrics.aborted.inc()
@@ -186,6 +186,10 @@ class Worker:
         self.tables.begun(last.tables.positions)
         partition.under_way = UnderWay(commit, begun, steps)
         return finished
+
+    def complete(self, number: int, owner: Assignment | str) -> list[StepReport]:
+        """Commit all that is computed of a partition, to the end; returns and raises as `begin`."""
+        return self.commit(number, owner) + self.finish(number)
 
     def finish(self, number: int, *, wait: bool = True) -> list[StepReport]:
         """Wait for the commit of the partition's steps that are under way, and keep what they changed; returns their reports.

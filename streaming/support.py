@@ -104,20 +104,23 @@ class SupportSets:
 
     def _appended(self, user: str) -> Appended | None:
         """As `get`, with interactions as they are encoded."""
-        for layer in (self._staged, *reversed(self._under_way)):
-            if user in layer.users:
-                value = layer.users[user]
-                return value if isinstance(value, Appended) else None
+        layer = self._staged if user in self._staged.users else self._layer(user)
+        if layer is not None:
+            value = layer.users[user]
+            return value if isinstance(value, Appended) else None
         encoded = self.held.value(user)
         return None if encoded is None else decode(encoded, Appended, what="support set")
+
+    def _layer(self, user: str) -> Layer | None:
+        """The last of the steps on their way that changes this user."""
+        return next((layer for layer in reversed(self._under_way) if user in layer.users), None)
 
     def encoded(self, user: str) -> bytes | None:
         """The user's support set as the changelog has it or is about to; None for a user without one, or with changes that are staged."""
         if user in self._staged.users:
             return None
-        for layer in reversed(self._under_way):
-            if user in layer.users:
-                return layer.encoded[user] if isinstance(layer.users[user], Appended) else None
+        if (layer := self._layer(user)) is not None:
+            return layer.encoded[user] if isinstance(layer.users[user], Appended) else None
         return self.held.value(user)
 
     def append(self, user: str, interaction: Interaction, source: Source) -> int:
@@ -149,10 +152,9 @@ class SupportSets:
         """The first offset that counts for a user without a support set."""
         if isinstance(staged := self._staged.users.get(user), Forgotten):
             return staged.forgotten
-        for layer in reversed(self._under_way):
-            if user in layer.users:
-                value = layer.users[user]
-                return value.forgotten if isinstance(value, Forgotten) else 0
+        if (layer := self._layer(user)) is not None:
+            value = layer.users[user]
+            return value.forgotten if isinstance(value, Forgotten) else 0
         return self.held.since(user)
 
     def _make_room(self) -> None:

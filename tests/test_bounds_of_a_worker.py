@@ -81,8 +81,7 @@ def test_letters_of_items_wait_with_whoever_reports_them_and_nobody_else(tmp_pat
         assert len(here.tables._waiting[items]) == PENDING_AT_ONCE + 300
         assert items not in there.tables._waiting
         here._compute(0, [])
-        here.commit(0, settings.group_id)
-        here.finish(0)
+        here.complete(0, settings.group_id)
         # Taken over, what was not reported yet is reported by who has the partition now.
         there.tables.assign([0, 1])
         there.tables.advance()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streaming.codec import decode, encode
@@ -135,14 +135,17 @@ def test_what_is_discarded_leaves_no_trace(sets: SupportSets) -> None:
     actions=st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=60),
     cuts=st.sets(st.integers(0, 60)),
     failing=st.sets(st.integers(0, 60)),
+    answered=st.sets(st.integers(0, 60)),
     max_users=st.integers(0, 5),
 )
+# Who goes is the user silent for longest, over two steps on their way.
+@example(actions=[(0, False), (1, False), (0, False), (2, False)], cuts={1, 2}, failing=set(), answered=set(), max_users=2)
 def test_what_is_on_its_way_counts_as_if_it_were_committed(
-    where: str, actions: list[tuple[int, bool]], cuts: set[int], failing: set[int], max_users: int
+    where: str, actions: list[tuple[int, bool]], cuts: set[int], failing: set[int], answered: set[int], max_users: int
 ) -> None:
-    """Beside support sets whose steps are committed at once, others whose steps are on their way until the next one is made.
+    """Beside support sets whose steps are committed at once, others whose steps are on their way until an answer comes for all of them.
 
-    Where one fails, that is all that is gone, and the step on top of it: both go on from what was committed before.
+    Where they fail, that is all that is gone, and the step on top of them: all go on from what was committed before.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = None if where == "memory" else Path(folder) / "s.db"
@@ -167,25 +170,28 @@ def test_what_is_on_its_way_counts_as_if_it_were_committed(
             assert all(late.encoded(f"u{user}") == at_once.encoded(f"u{user}") for user in range(7))
             assert late.draw(4, np.random.default_rng(5)) == at_once.draw(4, np.random.default_rng(5))
 
+        under_way = list[list[tuple[int, str, bool]]]()
         for number, step in enumerate(steps):
             stage(at_once, step)
             stage(late, step)
             same()
             if number in failing:
-                # What is on its way fails, with the step on top of it: both are made again.
+                # What is on its way fails, with the step on top of it: all are made again.
                 late.discard_all()
-                if number:
-                    stage(late, steps[number - 1])
+                for earlier in under_way:
+                    stage(late, earlier)
                     late.begin(late.changes())
                 stage(late, step)
                 same()
-            if number:
-                late.commit()
             at_once.begin(at_once.changes())
             at_once.commit()
+            if number in answered:
+                late.commit(steps=len(under_way))
+                under_way.clear()
             late.begin(late.changes())
+            under_way.append(step)
             same()
-        late.commit()
+        late.commit(steps=len(under_way))
         assert len(late) == len(at_once)
         late.close()
 

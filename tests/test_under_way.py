@@ -22,8 +22,8 @@ from streaming.metrics import StepReport
 from streaming.partitioner import partition_of
 from streaming.store.held import head
 from streaming.topics import POSITION_KEY
+from tests.live_hand import PARTITIONS, Hand, broken, settings_of
 from tests.small_runs import Stream, fill, profile
-from tests.test_moving import PARTITIONS, Hand, broken, settings_of
 from tests.test_promises import findings
 from tests.test_requests import answers, request
 from tests.verify.reading import read
