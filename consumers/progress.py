@@ -32,7 +32,7 @@ class StepBar:
         self._error = RunningError(half_life=5000)
         self._began = self._told = time.monotonic()
         self._shown = 0.0
-        self._events = 0
+        self._events = self._first = 0
         self._bar = Progress(
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
             BarColumn(),
@@ -49,12 +49,15 @@ class StepBar:
         """Take in a step."""
         for error in progress.step.errors:
             self._error.update(error)
-        self._events += progress.step.events
         now = time.monotonic()
+        if not self._events and progress.done < progress.total:
+            # What went before it, the compiling of a fresh checkout above all, is none of the rate.
+            self._first, self._began, self._told = progress.step.events, now, now
+        self._events += progress.step.events
         if now - self._shown < SHOWN_SECONDS and progress.done < progress.total:
             return
         self._shown = now
-        rate = self._events / max(now - self._began, 1e-9)
+        rate = (self._events - self._first) / max(now - self._began, 1e-9)
         self._bar.update(self._task, completed=progress.done, total=progress.total, rate=rate, mae=self._error.mae())
         if not self._console.is_terminal and (now - self._told > LINE_SECONDS or progress.done == progress.total):
             self._told = now
@@ -64,7 +67,6 @@ class StepBar:
 
     def __enter__(self) -> Self:
         self._bar.start()
-        self._began = self._told = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
