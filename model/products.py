@@ -42,9 +42,12 @@ _INT, _NUMBER = ir.IntType(32), ir.IntType(64)
 class _Matrix:
     """A matrix as LLVM sees it."""
 
-    def __init__(self, of: _Code, array: Any) -> None:  # noqa: ANN401  Numba's
+    def __init__(self, of: _Code, kind: types.Array, array: Any) -> None:  # noqa: ANN401  Numba's
         self.rows, self.columns = code.unpack_tuple(of.builder, array.shape)
         self._strides = code.unpack_tuple(of.builder, array.strides)
+        # A step that is known here becomes part of addresses. Another is added to them, by the units that multiply: half the speed.
+        if kind.layout in ("C", "F"):
+            self._strides[kind.layout == "C"] = of.number(of.size)
         self._start = of.builder.bitcast(array.data, code.voidptr_t)
         self._of = of
 
@@ -61,8 +64,8 @@ class _Code:
     def __init__(self, context: Any, builder: ir.IRBuilder, kinds: Any, values: list[ir.Value]) -> None:  # noqa: ANN401  Numba's
         arrays = [context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, values, strict=True)]
         self.builder, self.element = builder, arrays[0].data.type.pointee
-        self._size = context.get_abi_sizeof(self.element)
-        self.matrices = [_Matrix(self, array) for array in arrays]
+        self.size = context.get_abi_sizeof(self.element)
+        self.matrices = [_Matrix(self, kind, array) for kind, array in zip(kinds, arrays, strict=True)]
         self.register = ir.VectorType(self.element, WIDE)
         self.zero = ir.Constant(self.register, [0.0] * WIDE)
         self._mask = ir.VectorType(ir.IntType(1), WIDE)
@@ -86,25 +89,25 @@ class _Code:
         return self.builder.icmp_signed("<", places, self.spread(count))
 
     def _by_mask(self, name: str, returns: ir.Type, takes: list[ir.Type]) -> ir.Function:
-        kind = f"v{WIDE}f{8 * self._size}"
+        kind = f"v{WIDE}f{8 * self.size}"
         return code.get_or_insert_function(self.builder.module, ir.FunctionType(returns, takes), f"llvm.masked.{name}.{kind}.p0{kind}")
 
     def load(self, place: ir.Value, mask: ir.Value | None) -> ir.Value:
         """A register; what a mask leaves out is 0 and not read."""
         pointer = self.builder.bitcast(place, self.register.as_pointer())
         if mask is None:
-            return self.builder.load(pointer, align=self._size)
+            return self.builder.load(pointer, align=self.size)
         load = self._by_mask("load", self.register, [pointer.type, _INT, self._mask, self.register])
-        return self.builder.call(load, [pointer, ir.Constant(_INT, self._size), mask, self.zero])
+        return self.builder.call(load, [pointer, ir.Constant(_INT, self.size), mask, self.zero])
 
     def store(self, value: ir.Value, place: ir.Value, mask: ir.Value | None) -> None:
         """Write a register; what a mask leaves out stays as it is."""
         pointer = self.builder.bitcast(place, self.register.as_pointer())
         if mask is None:
-            self.builder.store(value, pointer, align=self._size)
+            self.builder.store(value, pointer, align=self.size)
             return
         store = self._by_mask("store", ir.VoidType(), [self.register, pointer.type, _INT, self._mask])
-        self.builder.call(store, [value, pointer, ir.Constant(_INT, self._size), mask])
+        self.builder.call(store, [value, pointer, ir.Constant(_INT, self.size), mask])
 
     def load_one(self, place: ir.Value) -> ir.Value:
         return self.builder.load(self.builder.bitcast(place, self.element.as_pointer()))

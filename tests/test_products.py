@@ -44,10 +44,13 @@ class Drawn(NamedTuple):
 
     def check(self, wanted: Floats) -> None:
         """That ``into`` is as wanted, of products summed in double precision, and its edge as it was."""
-        few = 1e-12 if self.into.dtype == np.float64 else 1e-5
-        np.testing.assert_allclose(self.into, wanted, rtol=0, atol=few * (1 + self.left.shape[1]))
+        self.check_other(self.into, wanted)
         self.whole[1:-1, 1:-2] = EDGE
         assert (self.whole == EDGE).all()
+
+    def check_other(self, found: Floats, wanted: Floats) -> None:
+        few = 1e-12 if found.dtype == np.float64 else 1e-5
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=few * (1 + self.left.shape[1]))
 
 
 def double(values: Floats) -> Floats:
@@ -63,9 +66,13 @@ def test_products_are_those_of_numpy(kind: type[np.floating], m: int, k: int, n:
     drawn.check(before - wanted)
     products.multiply(drawn.left, drawn.right, drawn.into)
     drawn.check(wanted)
-    # And of matrices that stand transposed.
-    products.multiply(np.asfortranarray(drawn.left), drawn.right, drawn.into)
-    drawn.check(wanted)
+    # And of matrices that stand transposed, in an array of their own or in another; and of such as are whole arrays.
+    for left in (np.asfortranarray(drawn.left), np.pad(drawn.left.T, ((0, 0), (0, 1)))[:, :m].T):
+        products.multiply(left, drawn.right, drawn.into)
+        drawn.check(wanted)
+    whole = np.ascontiguousarray(drawn.into)
+    products.multiply(np.ascontiguousarray(drawn.left), np.ascontiguousarray(drawn.right), whole)
+    drawn.check_other(whole, wanted)
     products.multiply_rows(drawn.left, np.ascontiguousarray(drawn.right.T), drawn.into)
     drawn.check(wanted)
 
