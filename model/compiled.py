@@ -35,6 +35,11 @@ def borrowing(function: Loops) -> Loops:
     return _compiled(function, _nrt=False)
 
 
+def inlined(function: Loops) -> Loops:
+    """As `borrowing`, for a function that takes many arrays, as part of those that call it: handed over, an array is seven numbers."""
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
 def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options of Numba's
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | more
     try:

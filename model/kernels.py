@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import compiled
-from model.lanes import LANES, add, condition, slopes, substitute, through_users
+from model.lanes import LANES, accumulate, add, condition, scale, slopes, substitute, through_users
+from model.products import multiply
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,7 +144,7 @@ def adapt(given: Given, found: Found) -> None:
     a, own, inverse = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, LANES), kind)
     # The right-hand sides: t, and each query's features.
     sides = np.empty((1 + most, f, LANES), kind)
-    on_query, squared = np.empty(LANES, kind), np.empty(LANES, kind)
+    on_query, squared, one = np.empty(LANES, kind), np.empty(LANES, kind), kind.type(1)
     for block in range(len(mean)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
@@ -157,19 +158,12 @@ def adapt(given: Given, found: Found) -> None:
             first, count = starts[task], starts[task + 1] - starts[task]
             user, asked = user_of[task], max(asked, queries[task])
             for place in range(count):
-                of_item, weight, row, by_weight = (
-                    known[item_of[items[first + place]]],
-                    decay[count - 1 - place],
-                    rows[place],
-                    weighted[place],
-                )
-                for k in range(width):
-                    row[k] = of_item[k]
-                row[f] += ratings[first + place]
-                for k in range(width):
-                    by_weight[k] = weight * row[k]
+                scale(rows[place], one, known[item_of[items[first + place]]])
+                rows[place, f] += ratings[first + place]
+            for place in range(count):
+                scale(weighted[place], decay[count - 1 - place], rows[place])
             # With the residual beside z: Z' N Z and Z' N r at once.
-            np.dot(weighted[:count].T, rows[:count], gram)
+            multiply(weighted[:count].T, rows[:count], gram)
             for i in range(f):
                 right[0, i, lane] = gram[i, f]
                 sides[0, i, lane] = prior_precision[i] * prior[user, i]
@@ -227,7 +221,7 @@ def pull(
     form, squares, waited = np.zeros((width, width), kind), np.empty(width, kind), np.empty(longest, kind)
     for newer in range(longest):
         waited[newer] = math.log1p(newer)
-    two, half = kind.type(2), kind.type(0.5)
+    one, two, half = kind.type(1), kind.type(2), kind.type(0.5)
     for block in range(len(mean)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
@@ -273,19 +267,17 @@ def pull(
                 form[i, f] = vector[i, lane]
                 form[f, i] = vector[i, lane]
             for place in range(first, end):
-                of_item, row = known[item_of[items[place]]], rows[place - first]
-                for k in range(width):
-                    row[k] = of_item[k]
-                row[f] += ratings[place]
-            np.dot(rows[: end - first], form, pulled[: end - first])
+                scale(rows[place - first], one, known[item_of[items[place]]])
+                rows[place - first, f] += ratings[place]
+            multiply(rows[: end - first], form, pulled[: end - first])
             squares[:] = 0
             for place in range(first, end):
-                newer = end - 1 - place
-                weight, into, row, by_row = decay[newer], at_known[items[place]], rows[place - first], pulled[place - first]
-                slower = half * weight * waited[newer]
-                for k in range(width):
-                    into[k] += weight * by_row[k]
-                    squares[k] -= slower * row[k] * by_row[k]
+                newer, by_row = end - 1 - place, pulled[place - first]
+                accumulate(at_known[items[place]], decay[newer], by_row)
+                scale(rows[place - first], -half * decay[newer] * waited[newer], rows[place - first])
+            for begins in range(0, width, LANES):
+                part = slice(begins, begins + LANES)
+                add(squares[part], rows[: end - first, part], pulled[: end - first, part])
             of[f + 1] += squares.sum()
 
 

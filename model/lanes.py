@@ -64,6 +64,40 @@ subtract = _sum_of_products(lambda builder, total, product: builder.fsub(total, 
 """Out -= sum_k left[k] right[k], likewise."""
 
 
+def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
+    """A function (into, by, row) of rows of a multiple of `LANES` numbers, that writes by row, or adds it ``onto`` what is there."""
+
+    @intrinsic
+    def joined(_: object, into: types.Array, by: types.Float, row: types.Array) -> tuple[Any, Any]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
+            target, source = (context.make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2))
+            element = target.data.type.pointee
+            kind, align = ir.VectorType(element, LANES), context.get_abi_sizeof(element)
+            nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+            first = builder.insert_element(nothing, arguments[1], ir.Constant(ir.IntType(32), 0))
+            factor = builder.shuffle_vector(first, nothing, zeros)
+            registers = builder.udiv(code.unpack_tuple(builder, target.shape)[0], ir.Constant(ir.IntType(64), LANES))
+            begins = [builder.bitcast(array.data, kind.as_pointer()) for array in (target, source)]
+            with code.for_range(builder, registers) as loop:
+                place, of = (builder.gep(begin, [loop.index]) for begin in begins)
+                value = builder.fmul(factor, builder.load(of, align=align), flags=_CONTRACT)
+                if onto:
+                    value = builder.fadd(builder.load(place, align=align), value, flags=_CONTRACT)
+                builder.store(value, place, align=align)
+            return context.get_dummy_value()
+
+        return types.none(into, by, row), generate
+
+    return cast("Callable[[Floats, np.floating, Floats], None]", joined)
+
+
+scale = _by_number(onto=False)
+"""Into = by row."""
+
+accumulate = _by_number(onto=True)
+"""Into += by row."""
+
+
 @compiled
 def condition(s: Floats, t: Floats, prior_precision: Floats, seen: Floats, sides: Floats, own: Floats, a: Floats, inverse: Floats) -> None:
     """A = T' S T + Lambda = R' R of `LANES` tasks, and R'^-1 of right-hand sides.

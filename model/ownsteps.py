@@ -6,6 +6,7 @@ as in `model.steps`.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -20,7 +21,7 @@ from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
 from model.products import turn
 from model.rowkernels import RELU, SOFTPLUS, TANH
-from model.stepkernels import BLOCK, Found, Given, Layers, Room
+from model.stepkernels import BLOCK, Fast, Found, Given, Layers, Plan, Room, Rows
 from model.tasks import Batch
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ CODES = {"relu": RELU, "tanh": TANH, "softplus": SOFTPLUS}
 
 SHARES = 4
 """Slices of the tasks for each thread: a thread whose core is taken by somebody else meanwhile keeps nobody waiting for long."""
+
+
+LINE = 64
+"""Bytes of a line of the processor's caches, and of its widest registers."""
 
 
 class Own(NamedTuple):
@@ -85,8 +90,8 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own
     (count, most), d, kept = batch.query_items.shape, settings.embedding_size, len(batch.user_of) if learning else 0
     found = Found(
         score=np.zeros((count, most), p_u.dtype),
-        into=np.zeros((kept, len(layers.weights) + 1, most, d), p_u.dtype),
-        at=np.zeros((kept, len(layers.weights) + 2, most, d), p_u.dtype),
+        into=np.zeros((kept, len(layers.shared.weights) + 1, most, d), p_u.dtype),
+        at=np.zeros((kept, len(layers.shared.weights) + 2, most, d), p_u.dtype),
         at_p_i=np.zeros((kept, most, p_i.shape[1]), p_u.dtype),
         user_learned=np.zeros((kept, d), p_u.dtype),
         mixing=np.empty((kept, 2, d, d), p_u.dtype),
@@ -134,16 +139,10 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
     if settings.task_memory:
         for row, mixing in zip(blended, memory.mixing.contiguous().numpy(), strict=True):
             turn(mixing, row[size - 2 * d * d : size].reshape(2 * d, d))
+    item = np.array([*range(depth + 1, 2 * depth), depth, *range(2 * depth, len(weights))])
     return Layers(
-        weights=np.stack(weights),
-        biases=np.stack(biases),
-        biased=biased,
-        follows=follows,
-        user=np.arange(depth),
-        item=np.array([*range(depth + 1, 2 * depth), depth, *range(2 * depth, len(weights))]),
-        joint=depth - 1,
-        first=code if depth > 1 else 0,
-        last=np.append(phi[f"{last}.weight"], phi[f"{last}.bias"]),
+        plan=Plan(biased, follows, user=np.arange(depth), item=item, joint=depth - 1, first=code if depth > 1 else 0),
+        shared=Fast(np.stack(weights), np.stack(biases), np.append(phi[f"{last}.weight"], phi[f"{last}.bias"])),
         blended=blended,
         first_blended=gradient if settings.feature_memory else gradient[:0],
         tau=settings.tau,
@@ -183,41 +182,44 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
 
 def room_for(layers: Layers, given: Given, n: int) -> Room:
     """Room for tasks with ``n`` interactions in support or query at the most."""
-    (count, d, _), d_i, q, dtype = layers.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
+    (count, d, _), d_i, q, dtype = layers.shared.weights.shape, given.p_i.shape[1], given.query_items.shape[1], given.p_i.dtype
     support = max(1, int(np.diff(given.starts).max()))
-    users, items = len(layers.user) + 1, len(layers.item) + 1
-    shapes = {
-        "own": (BLOCK, layers.blended.shape[1]),
-        "attended": (BLOCK, given.attention.shape[1]),
-        "scaled": (BLOCK, given.p_u.shape[1]),
-        "begun_user": (BLOCK, d),
-        "weights": (count, d, d),
-        "biases": (count, d),
-        "last": (d + 1,),
-        "p_i": (n, d_i),
-        "begun": (n, d),
-        "learned": (1, n, d),
-        "values": (items, n, d),
-        "at": (items, n, d),
-        "slopes": (n,),
-        "user_learned": (1, 1, d),
-        "user_values": (users, 1, d),
-        "at_user": (users, 1, d),
-        "asked_p_i": (q, d_i),
-        "asked": (items, q, d),
-        "at_asked": (items, q, d),
-        "alike": (2, support * max(support, q)),
-        "joined": (1, d),
-        "product": (d, d),
-        "turned": (2, d * n),
-    }
-    return Room(**{name: np.empty(shape, dtype) for name, shape in shapes.items()})
+    users, items = len(layers.plan.user) + 1, len(layers.plan.item) + 1
+
+    def empty(*shape: int) -> Floats:
+        # Where rows begin as registers do, none of them lies in two lines of the cache: numpy's begin at each 16 bytes.
+        whole = np.empty(math.prod(shape) + LINE // dtype.itemsize, dtype)
+        begin = -whole.ctypes.data % LINE // dtype.itemsize
+        return whole[begin : begin + math.prod(shape)].reshape(shape)
+
+    return Room(
+        own=empty(BLOCK, layers.blended.shape[1]),
+        attended=empty(BLOCK, given.attention.shape[1]),
+        scaled=empty(BLOCK, given.p_u.shape[1]),
+        begun_user=empty(BLOCK, d),
+        fast=Fast(empty(count, d, d), empty(count, d), empty(d + 1)),
+        p_i=empty(n, d_i),
+        turned_p_i=empty(n * d_i),
+        begun=empty(n, d),
+        learned=empty(n, d),
+        support=Rows(empty(items, n, d), empty(items, n, d)),
+        slopes=empty(n),
+        ones=np.ones((1, n), dtype),
+        user_learned=empty(d),
+        user=Rows(empty(users, 1, d), empty(users, 1, d)),
+        asked_p_i=empty(q, d_i),
+        query=Rows(empty(items, q, d), empty(items, q, d)),
+        alike=empty(2, support * max(support, q)),
+        joined=empty(1, d),
+        product=empty(d, d),
+        turned=empty(2, d * n),
+    )
 
 
 def pull(own: Own, at_score: Tensor) -> Pulled:
     """From the gradient at the scores (B, q) back through the queries, at the adapted parameters."""
     model, layers, given = own.model, own.layers, own.given
-    phi, memory, depth, count = model.phi, model.memory, model.settings.layers, len(layers.weights)
+    phi, memory, depth, count = model.phi, model.memory, model.settings.layers, len(layers.shared.weights)
     into, at = torch.from_numpy(own.found.into), torch.from_numpy(own.found.at) * at_score[:, None, :, None]
     p_u, p_i = (torch.from_numpy(values[of]) for values, of in ((given.p_u, given.user_of), (given.p_i, given.query_items)))
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from model.compiled import borrowing, compiled
+from model.compiled import borrowing
+from model.products import multiply
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -57,14 +56,18 @@ def before(at: Floats, values: Floats, place: int, n: int, kind: int) -> None:
                 at[place, r, k] *= -math.expm1(-values[place, r, k])
 
 
-@compiled
-def liken(rows: Floats, others: Floats, into: Floats) -> None:
-    """Rows others' + 1, (m, k), (n, k) -> (m, n): the bias is the weight of a constant 1.
-
-    By BLAS, since k is large; Numba counts what `np.dot` returns.
-    """
-    np.dot(rows, others.T, into)
+@borrowing
+def liken(rows: Floats, turned: Floats, into: Floats) -> None:
+    """Rows others' + 1, (m, k), (k, n) of others turned -> (m, n): the bias is the weight of a constant 1."""
+    multiply(rows, turned, into)
     lift(into)
+
+
+@borrowing
+def add(values: Floats, into: Floats) -> None:
+    """Add numbers (n,) to others. Rows are given as one: whether two arrays overlap is looked at once for each call."""
+    for k in range(len(into)):
+        into[k] += values[k]
 
 
 @borrowing

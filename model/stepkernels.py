@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model.compiled import borrowing
+from model.compiled import borrowing, inlined
 from model.products import multiply, multiply_rows, take_product, through, turn
-from model.rowkernels import RELU, activate, before, copy, lift, liken, shrink, squared, take_sum
+from model.rowkernels import RELU, activate, add, before, copy, lift, liken, shrink, squared, take_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,11 +34,9 @@ BLOCK = 16
 """Tasks for which what the memories hold is read at once: they are read from memory, and once is as good as sixteen times."""
 
 
-class Layers(NamedTuple):
-    """What adaptation starts from, as far as it is the same for all tasks, and what the memories add to it (Eq. 7, 9, 10)."""
+class Plan(NamedTuple):
+    """Which layer follows which. Handed over by itself, as `Fast` and `Rows` are: each array of a call is seven numbers and more."""
 
-    weights: Floats  # (N, d_e, d_e)
-    biases: Floats  # (N, d_e)
     biased: Flags  # (N,)
     follows: Numbers  # (N,), the activation after each
     user: Numbers  # (layers of the user network,), the numbers of those that make e_u and mix it
@@ -47,7 +45,21 @@ class Layers(NamedTuple):
     """Where in ``item`` e_u comes in."""
     first: int
     """The activation after the first layers."""
+
+
+class Fast(NamedTuple):
+    """Layers that adaptation changes: those of all tasks before it, or a task's own, its fast weights."""
+
+    weights: Floats  # (N, d_e, d_e)
+    biases: Floats  # (N, d_e)
     last: Floats  # (d_e + 1,), with its bias
+
+
+class Layers(NamedTuple):
+    """What adaptation starts from, as far as it is the same for all tasks, and what the memories add to it (Eq. 7, 9, 10)."""
+
+    plan: Plan
+    shared: Fast
     blended: Floats  # (K, n d_e (d_e + 1)), the weights of the first n layers, then their biases; K is 0 without memories
     first_blended: Floats  # (K, d_u d_e or more), of which the first are for the weights of the user's first layer; 0 rows likewise
     tau: float
@@ -87,28 +99,32 @@ class Found(NamedTuple):
     mixing: Floats  # (B, 2, d_e, d_e), what does M_uI's work on e_u and on e_i, adapted
 
 
+class Rows(NamedTuple):
+    """What goes through the layers: a support or a query, of n rows, or the user, of one."""
+
+    values: Floats  # (M + 1, n, d_e), what goes into the layers between and into the last
+    at: Floats  # (M + 1, n, d_e), the gradient there, or where an activation is just before, before it
+
+
 class Room(NamedTuple):
-    """What tasks are worked on in, one after the other: n and q are the most that there are. What it held before does not matter."""
+    """What tasks are worked on in, one after the other: n and q are the most that there are. Only what ``ones`` held before matters."""
 
     own: Floats  # (BLOCK, as `Layers.blended`), what the memories add for the tasks of a block
     attended: Floats  # (BLOCK, K), their attention
     scaled: Floats  # (BLOCK, d_u)
     begun_user: Floats  # (BLOCK, d_e), what is made of their users' p_u before any step
-    weights: Floats  # (N, d_e, d_e), a task's own, likewise ``biases`` (N, d_e)
-    biases: Floats
-    last: Floats  # (d_e + 1,), of the last layer the bias as well
-    p_i: Floats  # (n, d_i), of the support
+    fast: Fast
+    p_i: Floats  # (n, d_i), of the support, and the same turned, (d_i n,)
+    turned_p_i: Floats
     begun: Floats  # (n, d_e), what is made of it before any step
-    learned: Floats  # (1, n, d_e), d of the first layer
-    values: Floats  # (M + 1, n, d_e), what goes into the layers between and into the last
-    at: Floats  # (M + 1, n, d_e), the gradient there, or where an activation is just before, before it
+    learned: Floats  # (n, d_e), d of the first layer
+    support: Rows
     slopes: Floats  # (n,), the gradient at the scores
-    user_learned: Floats  # (1, 1, d_e), and so for the user's one row
-    user_values: Floats
-    at_user: Floats
-    asked_p_i: Floats  # (q, d_i), and so for the query
-    asked: Floats
-    at_asked: Floats
+    ones: Floats  # (1, n), which are 1
+    user_learned: Floats  # (d_e,)
+    user: Rows
+    asked_p_i: Floats  # (q, d_i)
+    query: Rows
     alike: Floats  # (2, s max(s, q)), of the longest support s, x x' + 1 of the support with itself, and of the query with it
     joined: Floats  # (1, d_e), what is added to each row where e_u comes in
     product: Floats  # (d_e, d_e)
@@ -121,242 +137,248 @@ def read(layers: Layers, given: Given, room: Room, first: int) -> None:
     m, d_u, d = min(BLOCK, len(given.user_of) - first), given.p_u.shape[1], room.begun_user.shape[1]
     attended, scaled = room.attended[:m], room.scaled[:m]
     for r in range(m):
-        copy(given.of_user[given.user_of[first + r]], room.begun_user[r])
-        copy(given.attention[given.user_of[first + r]], attended[r])
+        user = given.user_of[first + r]
+        copy(given.of_user[user], room.begun_user[r])
+        copy(given.attention[user], attended[r])
     if len(layers.blended):
         multiply(attended, layers.blended, room.own[:m])
     for k in range(len(layers.first_blended)):
         for r in range(m):
-            by = given.p_u.dtype.type(layers.tau) * attended[r, k]
+            by, p_u, row = given.p_u.dtype.type(layers.tau) * attended[r, k], given.p_u[given.user_of[first + r]], scaled[r]
             for i in range(d_u):
-                scaled[r, i] = by * given.p_u[given.user_of[first + r], i]
+                row[i] = by * p_u[i]
         take_product(scaled, layers.first_blended[k, : d_u * d].reshape((d_u, d)), room.begun_user[:m])
 
 
 @borrowing
 def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
     """Fill the room with what a task starts from (Eq. 9, 10)."""
-    d, n, q = given.of_user.shape[1], given.starts[task + 1] - given.starts[task], given.queries[task]
-    weights, biases, own = room.weights.reshape(room.weights.size), room.biases.reshape(room.biases.size), room.own[task % BLOCK]
-    shared, shared_biases = layers.weights.reshape(weights.size), layers.biases.reshape(biases.size)
+    n, q, d, shared = given.starts[task + 1] - given.starts[task], given.queries[task], given.of_user.shape[1], layers.shared
+    weights, biases, own = (
+        room.fast.weights.reshape(shared.weights.size),
+        room.fast.biases.reshape(shared.biases.size),
+        room.own[task % BLOCK],
+    )
+    shared_weights, shared_biases = shared.weights.reshape(weights.size), shared.biases.reshape(biases.size)
     blended = len(own) // (d * (d + 1)) if len(layers.blended) else 0
-    copy(shared[blended * d * d :], weights[blended * d * d :])
+    copy(shared_weights[blended * d * d :], weights[blended * d * d :])
     copy(shared_biases[blended * d :], biases[blended * d :])
     for k in range(blended * d * d):
-        weights[k] = shared[k] + own[k]
+        weights[k] = shared_weights[k] + own[k]
     for k in range(blended * d):
         biases[k] = shared_biases[k] + own[blended * d * d + k]
-    copy(layers.last, room.last)
+    copy(shared.last, room.fast.last)
     for r in range(n):
         item = given.items[given.starts[task] + r]
         copy(given.p_i[item], room.p_i[r])
         copy(given.of_item[item], room.begun[r])
-        for k in range(d):
-            room.learned[0, r, k] = 0
     for r in range(q):
         copy(given.p_i[given.query_items[task, r]], room.asked_p_i[r])
-        copy(given.of_item[given.query_items[task, r]], room.asked[0, r])
-    for k in range(d):
-        room.user_learned[0, 0, k] = 0
+        copy(given.of_item[given.query_items[task, r]], room.query.values[0, r])
+    room.learned[:n] = 0
+    room.user_learned[:] = 0
     x = room.p_i[:n]
     if n:
-        liken(x, x, room.alike[0, : n * n].reshape((n, n)))
-        liken(room.asked_p_i[:q], x, room.alike[1, : q * n].reshape((q, n)))
+        turned = room.turned_p_i[: x.size].reshape((x.shape[1], n))
+        turn(x, turned)
+        liken(x, turned, room.alike[0, : n * n].reshape((n, n)))
+        liken(room.asked_p_i[:q], turned, room.alike[1, : q * n].reshape((q, n)))
 
 
-@borrowing
-def user_pass(layers: Layers, room: Room, row: int, likeness: float) -> None:
-    """The user's row through its network and M_uI; ``row`` is that of the block, ``likeness`` is p_u p_u' + 1."""
-    values = room.user_values
-    for k in range(values.shape[2]):
-        values[0, 0, k] = room.begun_user[row, k] - values.dtype.type(likeness) * room.user_learned[0, 0, k]
-    activate(values, 0, 1, layers.first)
-    for place in range(len(layers.user)):
-        layer = layers.user[place]
-        kind = layers.follows[layer]
-        through(values[place], room.weights[layer], room.biases[layer : layer + 1], values[place + 1], kind == RELU)
+@inlined
+def user_pass(plan: Plan, fast: Fast, user: Rows, begun: Floats, learned: Floats, likeness: float, joined: Floats) -> None:
+    """The user's row through its network and M_uI, from what was ``begun`` (d_e,); ``likeness`` is p_u p_u' + 1.
+
+    With the layer's bias it is ``joined`` (1, d_e), which is added to each row where e_u comes in.
+    """
+    values = user.values
+    for k in range(len(begun)):
+        values[0, 0, k] = begun[k] - values.dtype.type(likeness) * learned[k]
+    activate(values, 0, 1, plan.first)
+    for place in range(len(plan.user)):
+        layer = plan.user[place]
+        kind = plan.follows[layer]
+        through(values[place], fast.weights[layer], fast.biases[layer : layer + 1], values[place + 1], kind == RELU)
         if kind != RELU:
             activate(values, place + 1, 1, kind)
+    bias, of_user = fast.biases[plan.item[plan.joint]], values[len(plan.user), 0]
+    for k in range(len(bias)):
+        joined[0, k] = bias[k] + of_user[k]
+
+
+@inlined
+def user_back(plan: Plan, fast: Fast, user: Rows) -> None:
+    """From the gradient at what M_uI makes of e_u, the last of ``at``, to all before it."""
+    for place in range(len(plan.user) - 1, -1, -1):
+        multiply_rows(user.at[place + 1], fast.weights[plan.user[place]], user.at[place])
+        before(user.at, user.values, place, 1, plan.follows[plan.user[place - 1]] if place else plan.first)
 
 
 @borrowing
-def user_back(layers: Layers, room: Room) -> None:
-    """From the gradient at what M_uI makes of e_u, the last of ``at_user``, to all before it."""
-    for place in range(len(layers.user) - 1, -1, -1):
-        multiply_rows(room.at_user[place + 1], room.weights[layers.user[place]], room.at_user[place])
-        before(room.at_user, room.user_values, place, 1, layers.follows[layers.user[place - 1]] if place else layers.first)
+def item_pass(plan: Plan, fast: Fast, values: Floats, n: int, joined: Floats, support: Rows, alike: Floats) -> None:
+    """From what first layers make of n items through all layers but the last, e_u ``joined``.
 
-
-@borrowing
-def item_pass(layers: Layers, room: Room, values: Floats, n: int, learned: int) -> None:
-    """From what first layers make of n items through all layers but the last.
-
-    ``learned`` rows of the support were seen by a last step that is not written into the weights.
+    Where a last step is not written into the weights, its ``support`` counts as ``alike`` (n, rows of it) to what comes in.
     """
-    activate(values, 0, n, layers.first)
-    for place in range(len(layers.item)):
-        layer = layers.item[place]
-        kind, row = layers.follows[layer], room.biases[layer : layer + 1]
-        if place == layers.joint:
-            row = room.joined
-            for k in range(len(row[0])):
-                row[0, k] = room.biases[layer, k] + room.user_values[len(layers.user), 0, k]
-        through(values[place, :n], room.weights[layer], row, values[place + 1, :n], kind == RELU and not learned)
+    activate(values, 0, n, plan.first)
+    learned = alike.shape[1]
+    for place in range(len(plan.item)):
+        layer = plan.item[place]
+        kind, row = plan.follows[layer], joined if place == plan.joint else fast.biases[layer : layer + 1]
+        through(values[place, :n], fast.weights[layer], row, values[place + 1, :n], kind == RELU and not learned)
         if learned:
-            alike = room.alike[1, : n * learned].reshape((n, learned))
-            multiply_rows(values[place, :n], room.values[place, :learned], alike)
-            if layers.biased[layer]:
+            multiply_rows(values[place, :n], support.values[place, :learned], alike)
+            if plan.biased[layer]:
                 lift(alike)
-            take_product(alike, room.at[place + 1, :learned], values[place + 1, :n])
+            take_product(alike, support.at[place + 1, :learned], values[place + 1, :n])
         if learned or kind != RELU:
             activate(values, place + 1, n, kind)
 
 
 @borrowing
-def item_back(layers: Layers, room: Room, values: Floats, at: Floats, n: int) -> None:
-    """From the gradient at n scores, ``slopes``, to that at what came out of each layer but the last.
+def item_back(plan: Plan, fast: Fast, rows: Rows, slopes: Floats, last: Floats, product: Floats, turned: Floats) -> None:
+    """From the gradient at scores, ``slopes`` (n, 1), through the ``last`` layer's weights (1, d_e) to that at what came out of each other.
 
-    A product wants rows of what stands on its right. So W is turned; or at, which has fewer rows, for W at'.
+    A product wants rows of what stands on its right. So W is turned, into ``product``; or at, which has fewer rows, for W at'.
     """
-    d, depth = values.shape[2], len(layers.item)
-    here, there = room.turned[0, : n * d].reshape((d, n)), room.turned[1, : n * d].reshape((d, n))
-    turned = False
-    for r in range(n):
-        for k in range(d):
-            at[depth, r, k] = room.slopes[r] * room.last[k]
+    n, d, depth, at, values = len(slopes), len(product), len(plan.item), rows.at, rows.values
+    multiply(slopes, last, at[depth, :n])
+    if d < 2 * n:
+        for place in range(depth, 0, -1):
+            before(at, values, place, n, plan.follows[plan.item[place - 1]])
+            turn(fast.weights[plan.item[place - 1]], product)
+            multiply(at[place, :n], product, at[place - 1, :n])
+        before(at, values, 0, n, plan.first)
+        return
+    here, there, stands = turned[0, : n * d].reshape((d, n)), turned[1, : n * d].reshape((d, n)), False
     for place in range(depth, 0, -1):
-        weight, kind = room.weights[layers.item[place - 1]], layers.follows[layers.item[place - 1]]
+        kind = plan.follows[plan.item[place - 1]]
         before(at, values, place, n, kind)
-        if d < 2 * n:
-            turn(weight, room.product)
-            multiply(at[place, :n], room.product, at[place - 1, :n])
-            continue
         # Where no activation is in between, what was found for the layer above can go on as it is.
-        if kind or not turned:
+        if kind or not stands:
             turn(at[place, :n], here)
-        multiply(weight, here, there)
+        multiply(fast.weights[plan.item[place - 1]], here, there)
         turn(there, at[place - 1, :n])
-        here, there, turned = there, here, True
-    before(at, values, 0, n, layers.first)
+        here, there, stands = there, here, True
+    before(at, values, 0, n, plan.first)
 
 
-@borrowing
-def fold(layers: Layers, room: Room, n: int) -> None:
+@inlined
+def fold(plan: Plan, fast: Fast, rows: Rows, n: int) -> None:
     """Write a step into the layers that see every item."""
-    for place in range(len(layers.item)):
-        layer = layers.item[place]
-        take_product(room.values[place, :n].T, room.at[place + 1, :n], room.weights[layer])
-        if layers.biased[layer]:
-            take_sum(room.at, place + 1, n, room.biases[layer])
+    for place in range(len(plan.item)):
+        layer = plan.item[place]
+        take_product(rows.values[place, :n].T, rows.at[place + 1, :n], fast.weights[layer])
+        if plan.biased[layer]:
+            take_sum(rows.at, place + 1, n, fast.biases[layer])
 
 
 @borrowing
 def clip(layers: Layers, given: Given, room: Room, n: int, likeness: float) -> None:
     """Bound the norm of the whole task's gradient. Gradients here are ``rate`` times their size."""
-    depth, users = len(layers.item), len(layers.user)
-    norm = given.rate**2 * 1e-12 + likeness * np.dot(room.at_user[0, 0], room.at_user[0, 0])
+    plan, values, at, user, slopes = layers.plan, room.support.values, room.support.at, room.user, room.slopes
+    depth, users = len(plan.item), len(plan.user)
+    norm = given.rate**2 * 1e-12 + likeness * np.dot(user.at[0, 0], user.at[0, 0])
     for i in range(n):
         for j in range(n):
-            first = np.dot(room.at[0, i], room.at[0, j])
-            last = (np.dot(room.values[depth, i], room.values[depth, j]) + 1) * room.slopes[i] * room.slopes[j]
-            norm += room.alike[0, i * n + j] * first + last
+            last = (np.dot(values[depth, i], values[depth, j]) + 1) * slopes[i] * slopes[j]
+            norm += room.alike[0, i * n + j] * np.dot(at[0, i], at[0, j]) + last
     for place in range(depth):
-        norm += squared(room.values, place, n, room.at, place + 1, int(layers.biased[layers.item[place]]))
+        norm += squared(values, place, n, at, place + 1, int(plan.biased[plan.item[place]]))
     for place in range(users):
-        norm += squared(room.user_values, place, 1, room.at_user, place + 1, int(layers.biased[layers.user[place]]))
+        norm += squared(user.values, place, 1, user.at, place + 1, int(plan.biased[plan.user[place]]))
     by = min(1.0, given.rate * given.clip / math.sqrt(norm))
-    shrink(room.at, n, by)
-    shrink(room.at_user, 1, by)
+    shrink(at, n, by)
+    shrink(user.at, 1, by)
     for r in range(n):
-        room.slopes[r] *= by
+        slopes[r] *= by
 
 
 @borrowing
-def step(layers: Layers, given: Given, room: Room, task: int, likeness: float, number: int) -> None:
-    """The step of Eq. 11 after ``number`` others; the last one is left to be read from ``values`` and ``at`` by what sees all items."""
-    d, depth, users, begins = room.values.shape[2], len(layers.item), len(layers.user), given.starts[task]
+def learn(layers: Layers, given: Given, room: Room, task: int, likeness: float) -> None:
+    """The steps of Eq. 11; the last one is left to be read from the support's rows by what sees all items."""
+    plan, fast, support, user, learned = layers.plan, room.fast, room.support, room.user, room.learned
+    d, depth, users, begins = room.learned.shape[1], len(plan.item), len(plan.user), given.starts[task]
     n = given.starts[task + 1] - begins
-    user_pass(layers, room, task % BLOCK, likeness)
-    for r in range(n):
-        copy(room.begun[r], room.values[0, r])
-    if number:
-        take_product(room.alike[0, : n * n].reshape((n, n)), room.learned[0, :n], room.values[0, :n])
-    item_pass(layers, room, room.values, n, 0)
-    multiply_rows(room.last[:d].reshape((1, d)), room.values[depth, :n], room.slopes[:n].reshape((1, n)))
-    by = room.values.dtype.type(2 * given.rate / n)
-    for r in range(n):
-        room.slopes[r] = (room.slopes[r] + room.last[d] - given.ratings[begins + r]) * by
-    item_back(layers, room, room.values, room.at, n)
-    for k in range(d):
-        room.at_user[users, 0, k] = 0
-    for r in range(n):
-        for k in range(d):
-            room.at_user[users, 0, k] += room.at[layers.joint + 1, r, k]
-    user_back(layers, room)
-    if given.clip:
-        clip(layers, given, room, n, likeness)
-    for r in range(n):
-        for k in range(d):
-            room.learned[0, r, k] += room.at[0, r, k]
-    for r in range(n):
-        slope = room.slopes[r]
-        for k in range(d):
-            room.last[k] -= slope * room.values[depth, r, k]
-        room.last[d] -= slope
-    for k in range(d):
-        room.user_learned[0, 0, k] += room.at_user[0, 0, k]
-    for place in range(users):
-        layer = layers.user[place]
-        take_product(room.user_values[place].T, room.at_user[place + 1], room.weights[layer])
-        if layers.biased[layer]:
-            take_sum(room.at_user, place + 1, 1, room.biases[layer])
-    if number < given.steps - 1:
-        fold(layers, room, n)
+    alike, nothing = room.alike[0, : n * n].reshape((n, n)), room.alike[1, :0].reshape((n, 0))
+    # Rows as one, and vectors as matrices: here, since each is a call.
+    learned_in_all, at_first = learned[:n].reshape(n * d), support.at[0, :n].reshape(n * d)
+    slopes, last, bias = room.slopes[:n].reshape((n, 1)), fast.last[:d].reshape((1, d)), fast.last[d:]
+    slopes_in_a_row, last_in_a_column = slopes.reshape((1, n)), last.reshape((d, 1))
+    for number in range(given.steps):
+        user_pass(plan, fast, user, room.begun_user[task % BLOCK], room.user_learned, likeness, room.joined)
+        for r in range(n):
+            copy(room.begun[r], support.values[0, r])
+        if number:
+            take_product(alike, learned[:n], support.values[0, :n])
+        item_pass(plan, fast, support.values, n, room.joined, support, nothing)
+        multiply(support.values[depth, :n], last_in_a_column, slopes)
+        by = learned.dtype.type(2 * given.rate / n)
+        for r in range(n):
+            slopes[r, 0] = (slopes[r, 0] + bias[0] - given.ratings[begins + r]) * by
+        item_back(plan, fast, support, slopes, last, room.product, room.turned)
+        multiply(room.ones[:, :n], support.at[plan.joint + 1, :n], user.at[users])
+        user_back(plan, fast, user)
+        if given.clip:
+            clip(layers, given, room, n, likeness)
+        add(at_first, learned_in_all)
+        take_product(slopes_in_a_row, support.values[depth, :n], last)
+        for r in range(n):
+            bias[0] -= slopes[r, 0]
+        add(user.at[0, 0], room.user_learned)
+        for place in range(users):
+            layer = plan.user[place]
+            take_product(user.values[place].T, user.at[place + 1], fast.weights[layer])
+            if plan.biased[layer]:
+                take_sum(user.at, place + 1, 1, fast.biases[layer])
+        if number < given.steps - 1:
+            fold(plan, fast, support, n)
 
 
 @borrowing
 def ask(layers: Layers, given: Given, found: Found, room: Room, task: int, likeness: float) -> None:
     """Score a task's query after its last step."""
-    d, q, n = room.values.shape[2], given.queries[task], given.starts[task + 1] - given.starts[task]
-    user_pass(layers, room, task % BLOCK, likeness)
+    plan, fast, query, user = layers.plan, room.fast, room.query, room.user
+    q, n, d = given.queries[task], given.starts[task + 1] - given.starts[task], room.learned.shape[1]
+    alike = room.alike[1, : q * n].reshape((q, n))
+    user_pass(plan, fast, user, room.begun_user[task % BLOCK], room.user_learned, likeness, room.joined)
     if n:
-        take_product(room.alike[1, : q * n].reshape((q, n)), room.learned[0, :n], room.asked[0, :q])
-    item_pass(layers, room, room.asked, q, n)
-    multiply_rows(room.last[:d].reshape((1, d)), room.asked[len(layers.item), :q], room.slopes[:q].reshape((1, q)))
+        take_product(alike, room.learned[:n], query.values[0, :q])
+    item_pass(plan, fast, query.values, q, room.joined, room.support, alike)
+    multiply(query.values[len(plan.item), :q], fast.last[:d].reshape((d, 1)), room.slopes[:q].reshape((q, 1)))
     for r in range(q):
-        found.score[task, r] = room.slopes[r] + room.last[d]
+        found.score[task, r] = room.slopes[r] + fast.last[d]
 
 
 @borrowing
 def pull(layers: Layers, given: Given, found: Found, room: Room, task: int) -> None:
     """From a gradient of 1 at each score of a task's query back, at the adapted parameters."""
-    depth, users, count = len(layers.item), len(layers.user), len(layers.weights)
+    plan, fast, query, user = layers.plan, room.fast, room.query, room.user
+    depth, users, (count, d, _) = len(plan.item), len(plan.user), fast.weights.shape
     n, q = given.starts[task + 1] - given.starts[task], given.queries[task]
     if n:
-        fold(layers, room, n)
+        fold(plan, fast, room.support, n)
+    item_back(plan, fast, query, room.ones[0, :q].reshape((q, 1)), fast.last[:d].reshape((1, d)), room.product, room.turned)
     for r in range(q):
-        room.slopes[r] = 1
-    item_back(layers, room, room.asked, room.at_asked, q)
-    for r in range(q):
-        copy(room.asked[depth, r], found.into[task, count, r])
-        copy(room.at_asked[0, r], found.at[task, count + 1, r])
+        copy(query.values[depth, r], found.into[task, count, r])
+        copy(query.at[0, r], found.at[task, count + 1, r])
         for place in range(depth):
-            copy(room.asked[place, r], found.into[task, layers.item[place], r])
-            copy(room.at_asked[place + 1, r], found.at[task, layers.item[place], r])
-        copy(room.at_asked[layers.joint + 1, r], room.at_user[users, 0])
-        user_back(layers, room)
-        copy(room.at_user[0, 0], found.at[task, count, r])
+            copy(query.values[place, r], found.into[task, plan.item[place], r])
+            copy(query.at[place + 1, r], found.at[task, plan.item[place], r])
+        copy(query.at[plan.joint + 1, r], user.at[users, 0])
+        user_back(plan, fast, user)
+        copy(user.at[0, 0], found.at[task, count, r])
         for place in range(users):
-            copy(room.at_user[place + 1, 0], found.at[task, layers.user[place], r])
+            copy(user.at[place + 1, 0], found.at[task, plan.user[place], r])
     for place in range(users):
-        copy(room.user_values[place, 0], found.into[task, layers.user[place], 0])
+        copy(user.values[place, 0], found.into[task, plan.user[place], 0])
     if n:
         alike = room.alike[1, : q * n].reshape((q, n))
-        multiply_rows(room.at_asked[0, :q], room.learned[0, :n], alike)
+        multiply_rows(query.at[0, :q], room.learned[:n], alike)
         multiply(alike, room.p_i[:n], found.at_p_i[task, :q])
-    copy(room.user_learned[0, 0], found.user_learned[task])
+    copy(room.user_learned, found.user_learned[task])
     for half in range(2):
-        weight = room.weights[layers.item[layers.joint] if half else layers.user[users - 1]]
+        weight = fast.weights[plan.item[plan.joint] if half else plan.user[users - 1]]
         for i in range(len(weight)):
             copy(weight[i], found.mixing[task, half, i])
 
@@ -371,8 +393,7 @@ def adapt(layers: Layers, given: Given, found: Found, room: Room, first: int, st
         p_u = given.p_u[given.user_of[task]]
         likeness = np.dot(p_u, p_u) + 1
         if given.starts[task] < given.starts[task + 1]:
-            for number in range(given.steps):
-                step(layers, given, room, task, likeness, number)
+            learn(layers, given, room, task, likeness)
         ask(layers, given, found, room, task, likeness)
         if given.learning:
             pull(layers, given, found, room, task)

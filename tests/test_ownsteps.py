@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_every_parameter_adapted_task_by_task_is_that_of_autograd(over: dict[str
     def one_by_one(layers: Any, given: Any, found: Any, room: stepkernels.Room, first: int, stop: int) -> None:  # noqa: ANN401
         for task in range(first, stop):
             loops(layers, given, found, room, task, task + 1)
-            rooms.append(stepkernels.Room(*(part.copy() for part in room)))
+            rooms.append(deepcopy(room))
 
     monkeypatch.setattr("model.mamo.gradient_steps", remember)
     monkeypatch.setattr(stepkernels, "adapt", one_by_one)
@@ -148,7 +149,7 @@ def parameters(model: Mamo, own: ownsteps.Own, room: stepkernels.Room, task: int
     """All that a task has adapted, by the plain model's names."""
     settings, layers, given = model.settings, own.layers, own.given
     d, depth, n = settings.embedding_size, settings.layers, given.starts[task + 1] - given.starts[task]
-    weights, biases, last = (torch.from_numpy(part.copy()) for part in (room.weights, room.biases, room.last))
+    weights, biases, last = (torch.from_numpy(part.copy()) for part in room.fast)
     rating = [f"rating.{layer}" for layer in range(settings.rating_layers)]
     found = {f"{rating[-1]}.weight": last[:d, None], f"{rating[-1]}.bias": last[d:]}
     joint = weights[depth - 1 : depth + 1].reshape(2 * d, d)
@@ -163,9 +164,9 @@ def parameters(model: Mamo, own: ownsteps.Own, room: stepkernels.Room, task: int
     for name, place in numbered.items():
         found |= {f"{name}.weight": weights[place], f"{name}.bias": biases[place]}
     # First layers are never written: what is learned of them stands beside the support's p_i and the user's p_u.
-    p_i, learned = (torch.from_numpy(rows[:n].copy()) for rows in (room.p_i, room.learned[0]))
+    p_i, learned = (torch.from_numpy(rows[:n].copy()) for rows in (room.p_i, room.learned))
     found |= {"item.0.weight": model.phi["item.0.weight"] - p_i.mT @ learned, "item.0.bias": model.phi["item.0.bias"] - learned.sum(0)}
-    p_u, of_user = torch.from_numpy(given.p_u[given.user_of[task]]), torch.from_numpy(room.user_learned[0, 0])
+    p_u, of_user = torch.from_numpy(given.p_u[given.user_of[task]]), torch.from_numpy(room.user_learned)
     start = torch.cat([model.phi["user.0.weight"].flatten(), model.phi["user.0.bias"]])
     if settings.feature_memory:
         attention = torch.from_numpy(given.attention[given.user_of[task]])
