@@ -46,10 +46,23 @@ def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options o
         made = njit(cache=True, **options)(function)
     except RuntimeError:  # No place to keep it.
         return cast("Loops", njit(**options)(function))
+    file = made._cache._cache_file  # noqa: SLF001
     # Numba looks at the function's own file, and would keep what was made of functions in others that have changed since.
-    made._cache._cache_file._source_stamp = SOURCES  # noqa: SLF001
+    file._source_stamp = SOURCES  # noqa: SLF001
+    file.save = partial(_save, file)
     made._cache.save_overload = partial(_keep, made._cache.save_overload)  # noqa: SLF001
     return cast("Loops", made)
+
+
+def _save(file: Any, key: object, data: object) -> None:  # noqa: ANN401  Numba's
+    """Keep what was compiled under a name of its own, and then the index that names it.
+
+    Numba counts names, so that of two processes that keep different types at the same time one would load the other's ever after.
+    """
+    index = file._load_index()  # noqa: SLF001
+    index[key] = name = file._data_name(int(hashlib.sha256(repr(key).encode()).hexdigest()[:12], 16))  # noqa: SLF001
+    file._save_data(name, data)  # noqa: SLF001
+    file._save_index(index)  # noqa: SLF001
 
 
 def _keep(save: Callable[..., None], *what: object) -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -167,6 +168,31 @@ def test_a_full_disk_is_no_reason_not_to_use_what_was_compiled(tmp_path: Path) -
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from model.one import one; print(one())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_two_processes_that_keep_different_types_at_once_never_load_each_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def one(x: float) -> float:
+        return x
+
+    file = cast("Any", compiled(one))._cache._cache_file
+    load, save = file._load_index, file._save_data
+
+    def interrupted(name: str, data: str) -> None:
+        file._save_data = save
+        file.save("another", "another's")
+        save(name, data)
+
+    # Both have read the index before either writes, and one writes between the other's two files.
+    file._load_index, file._save_data = dict, interrupted
+    file.save("one", "one's")
+    file._load_index = load
+    assert file.load("another") in (None, "another's")
+    assert file.load("one") == "one's"
+    file.save("another", "another's")
+    assert [file.load(key) for key in ("one", "another")] == ["one's", "another's"]
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))
