@@ -160,6 +160,7 @@ def adapt(given: Given, found: Found) -> None:
             for place in range(count):
                 scale(rows[place], one, known[item_of[items[first + place]]])
                 rows[place, f] += ratings[first + place]
+            # Not at once: a register that is read right after one number of it was written waits until that is in the cache.
             for place in range(count):
                 scale(weighted[place], decay[count - 1 - place], rows[place])
             # With the residual beside z: Z' N Z and Z' N r at once.

@@ -64,6 +64,15 @@ subtract = _sum_of_products(lambda builder, total, product: builder.fsub(total, 
 """Out -= sum_k left[k] right[k], likewise."""
 
 
+def spread(builder: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
+    """A number in all places of a register of so many."""
+    nothing, zeros = (
+        ir.Constant(ir.VectorType(value.type, width), ir.Undefined),
+        ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width),
+    )
+    return builder.shuffle_vector(builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0)), nothing, zeros)
+
+
 def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
     """A function (into, by, row) of rows of a multiple of `LANES` numbers, that writes by row, or adds it ``onto`` what is there."""
 
@@ -73,9 +82,7 @@ def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
             target, source = (context.make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2))
             element = target.data.type.pointee
             kind, align = ir.VectorType(element, LANES), context.get_abi_sizeof(element)
-            nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            first = builder.insert_element(nothing, arguments[1], ir.Constant(ir.IntType(32), 0))
-            factor = builder.shuffle_vector(first, nothing, zeros)
+            factor = spread(builder, arguments[1], LANES)
             registers = builder.udiv(code.unpack_tuple(builder, target.shape)[0], ir.Constant(ir.IntType(64), LANES))
             begins = [builder.bitcast(array.data, kind.as_pointer()) for array in (target, source)]
             with code.for_range(builder, registers) as loop:
@@ -92,7 +99,7 @@ def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
 
 
 scale = _by_number(onto=False)
-"""Into = by row."""
+"""Into = by row; by 1 it is a copy that does not look whether they overlap."""
 
 accumulate = _by_number(onto=True)
 """Into += by row."""

@@ -187,7 +187,7 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
     users, items = len(layers.plan.user) + 1, len(layers.plan.item) + 1
 
     def empty(*shape: int) -> Floats:
-        # Where rows begin as registers do, none of them lies in two lines of the cache: numpy's begin at each 16 bytes.
+        # Begun here, no register of rows of 64 bytes or a multiple lies in two lines of the cache: numpy begins at each 16 bytes.
         whole = np.empty(math.prod(shape) + LINE // dtype.itemsize, dtype)
         begin = -whole.ctypes.data % LINE // dtype.itemsize
         return whole[begin : begin + math.prod(shape)].reshape(shape)
@@ -199,7 +199,6 @@ def room_for(layers: Layers, given: Given, n: int) -> Room:
         begun_user=empty(BLOCK, d),
         fast=Fast(empty(count, d, d), empty(count, d), empty(d + 1)),
         p_i=empty(n, d_i),
-        turned_p_i=empty(n * d_i),
         begun=empty(n, d),
         learned=empty(n, d),
         support=Rows(empty(items, n, d), empty(items, n, d)),

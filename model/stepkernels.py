@@ -114,8 +114,7 @@ class Room(NamedTuple):
     scaled: Floats  # (BLOCK, d_u)
     begun_user: Floats  # (BLOCK, d_e), what is made of their users' p_u before any step
     fast: Fast
-    p_i: Floats  # (n, d_i), of the support, and the same turned, (d_i n,)
-    turned_p_i: Floats
+    p_i: Floats  # (n, d_i), of the support
     begun: Floats  # (n, d_e), what is made of it before any step
     learned: Floats  # (n, d_e), d of the first layer
     support: Rows
@@ -154,11 +153,8 @@ def read(layers: Layers, given: Given, room: Room, first: int) -> None:
 def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
     """Fill the room with what a task starts from (Eq. 9, 10)."""
     n, q, d, shared = given.starts[task + 1] - given.starts[task], given.queries[task], given.of_user.shape[1], layers.shared
-    weights, biases, own = (
-        room.fast.weights.reshape(shared.weights.size),
-        room.fast.biases.reshape(shared.biases.size),
-        room.own[task % BLOCK],
-    )
+    fast, own = room.fast, room.own[task % BLOCK]
+    weights, biases = fast.weights.reshape(fast.weights.size), fast.biases.reshape(fast.biases.size)
     shared_weights, shared_biases = shared.weights.reshape(weights.size), shared.biases.reshape(biases.size)
     blended = len(own) // (d * (d + 1)) if len(layers.blended) else 0
     copy(shared_weights[blended * d * d :], weights[blended * d * d :])
@@ -167,7 +163,7 @@ def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
         weights[k] = shared_weights[k] + own[k]
     for k in range(blended * d):
         biases[k] = shared_biases[k] + own[blended * d * d + k]
-    copy(shared.last, room.fast.last)
+    copy(shared.last, fast.last)
     for r in range(n):
         item = given.items[given.starts[task] + r]
         copy(given.p_i[item], room.p_i[r])
@@ -179,10 +175,8 @@ def begin(layers: Layers, given: Given, room: Room, task: int) -> None:
     room.user_learned[:] = 0
     x = room.p_i[:n]
     if n:
-        turned = room.turned_p_i[: x.size].reshape((x.shape[1], n))
-        turn(x, turned)
-        liken(x, turned, room.alike[0, : n * n].reshape((n, n)))
-        liken(room.asked_p_i[:q], turned, room.alike[1, : q * n].reshape((q, n)))
+        liken(x, x, room.alike[0, : n * n].reshape((n, n)))
+        liken(room.asked_p_i[:q], x, room.alike[1, : q * n].reshape((q, n)))
 
 
 @inlined
@@ -243,21 +237,18 @@ def item_back(plan: Plan, fast: Fast, rows: Rows, slopes: Floats, last: Floats, 
     """
     n, d, depth, at, values = len(slopes), len(product), len(plan.item), rows.at, rows.values
     multiply(slopes, last, at[depth, :n])
-    if d < 2 * n:
-        for place in range(depth, 0, -1):
-            before(at, values, place, n, plan.follows[plan.item[place - 1]])
-            turn(fast.weights[plan.item[place - 1]], product)
-            multiply(at[place, :n], product, at[place - 1, :n])
-        before(at, values, 0, n, plan.first)
-        return
     here, there, stands = turned[0, : n * d].reshape((d, n)), turned[1, : n * d].reshape((d, n)), False
     for place in range(depth, 0, -1):
-        kind = plan.follows[plan.item[place - 1]]
+        weight, kind = fast.weights[plan.item[place - 1]], plan.follows[plan.item[place - 1]]
         before(at, values, place, n, kind)
+        if d < 2 * n:
+            turn(weight, product)
+            multiply(at[place, :n], product, at[place - 1, :n])
+            continue
         # Where no activation is in between, what was found for the layer above can go on as it is.
         if kind or not stands:
             turn(at[place, :n], here)
-        multiply(fast.weights[plan.item[place - 1]], here, there)
+        multiply(weight, here, there)
         turn(there, at[place - 1, :n])
         here, there, stands = there, here, True
     before(at, values, 0, n, plan.first)
