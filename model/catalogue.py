@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from model import engine, steps
+from model import engine, networks, steps
 from model.fastweights import Networks
 from model.mamo import ACTIVATIONS, Mamo
 from model.numbering import slices
@@ -273,7 +273,7 @@ class Catalogue:
         p_i, bias = model.items.embedded(encoded.rows.astype(np.int64), encoded.weights)
         if model.closed_form:
             phi = model.arrays()
-            e_i = engine.network([phi[name] for name in model.item_names], p_i, model.settings.activation).output
+            e_i = networks.embeddings(model.in_place(), p_i)[-1]
             table = np.concatenate([e_i, np.ones_like(bias)[:, None], (phi["mean"] + bias)[:, None]], 1)
             block = Block(torch.from_numpy(table), None)
         else:

@@ -47,7 +47,7 @@ class Given(NamedTuple):
     query_items: Numbers
     """(B, q), into ``item_of``, of which each task has as many as ``queries`` (B,) says."""
     queries: Numbers
-    noise: float
+    noise: np.floating
     """The variance of a rating."""
 
 
@@ -86,51 +86,15 @@ class Found(NamedTuple):
             to_user=np.empty(square, dtype),
         )
 
-    def mean_of(self, tasks: Numbers) -> Floats:
-        """The adapted w of these tasks, (m, F)."""
-        return self.mean[tasks // LANES, :, tasks % LANES]
-
 
 @compiled
-def known_of(e_i: Floats, bias: Floats, mean: Floats) -> Floats:
-    """What `Given.known` holds of items with embeddings (I, d_e) and biases (I,), at the ``mean`` (1,) rating."""
-    items, d = e_i.shape
-    rows = np.zeros((items, -(-(d + 2) // LANES) * LANES), e_i.dtype)
-    for item in range(items):
-        row = rows[item]
-        for k in range(d):
-            row[k] = e_i[item, k]
-        row[d] = 1
-        row[d + 1] = -(bias[item] + mean[0])
+def side_by_side(values: Floats, tasks: int) -> Floats:
+    """Of values (C, F, LANES) those of each task: (B, F)."""
+    rows = np.empty((tasks, values.shape[1]), values.dtype)
+    for task in range(tasks):
+        for k in range(values.shape[1]):
+            rows[task, k] = values[task // LANES, k, task % LANES]
     return rows
-
-
-@compiled
-def combined(factors: Floats, rows: Floats, biases: Floats) -> Floats:
-    """Rows (m, K, out) and what is added to each, (K, out), combined by the factors (m, K) of each of m users: (m, out)."""
-    users, size = factors.shape
-    into = np.zeros((users, rows.shape[2]), rows.dtype)
-    for user in range(users):
-        for row in range(size):
-            factor, of_user, bias, sums = factors[user, row], rows[user, row], biases[row], into[user]
-            for k in range(len(sums)):
-                sums[k] += factor * (of_user[k] + bias[k])
-    return into
-
-
-@compiled
-def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
-    """Fill T (U, F, F), which is 0, from M_uI (U, d_e, 2 d_e) and e_u (U, d_e): [e_i, 1] T = [M_uI [e_u, e_i], 1]."""
-    users, d = e_u.shape
-    for user in range(users):
-        t, m = to_user[user], mixing[user]
-        t[d, d] = 1
-        for j in range(d):
-            total = mixing.dtype.type(0)
-            for i in range(d):
-                t[i, j] = m[j, d + i]
-                total += m[j, i] * e_u[user, i]
-            t[d, j] = total
 
 
 @compiled

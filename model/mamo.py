@@ -9,21 +9,24 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from model.adaptation import Posterior, Weights, gradient_steps
 from model.memory import Memory
+from model.networks import OTHERS, Phi
 from model.numbering import distinct, slices
 from model.profiles import Profiles
+from model.rowkernels import CODES
 from model.settings import RATINGS, Feature, FeatureSchema, ModelSettings
 from model.tables import Table
 from model.tasks import Batch, Padded
 from model.texts import Texts
 
 if TYPE_CHECKING:
-    from model.numbering import Floats
+    from model.numbering import Floats, Numbers
 
 ITEM_CHANGES = 4096
 """Profiles of items that were set or dropped last, for whoever keeps something of all items."""
@@ -132,6 +135,7 @@ class Mamo:
         self.vector = vector
         self._phi: Weights = {}
         self._arrays: dict[str, Floats] = {}
+        self._in_place: Phi | None = None
 
     @property
     def phi(self) -> Weights:
@@ -151,6 +155,24 @@ class Mamo:
             vector = self.vector.numpy()
             self._arrays = {name: vector[of].reshape(self.shapes[name]) for name, of in self.spans.items()}
         return self._arrays
+
+    def in_place(self) -> Phi:
+        """Phi as the loops of the closed form take it."""
+        if self._in_place is None:
+            starts = {name: of.start for name, of in self.spans.items()}
+
+            def layers(names: list[str]) -> Numbers:
+                return np.array([(starts[name], self.shapes[name][0]) for name in names[::2]], np.int64)
+
+            self._in_place = Phi(
+                vector=self.vector.numpy(),
+                user=layers(self.user_names),
+                item=layers(self.item_names),
+                starts=np.array([starts.get(name, -1) for name in OTHERS], np.int64),
+                activation=CODES[self.settings.activation],
+                size=self.settings.embedding_size,
+            )
+        return self._in_place
 
     def _initial(self, d_u: int, d_i: int, generator: torch.Generator) -> Weights:
         """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""

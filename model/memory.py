@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model import kernels
-from model.compiled import compiled
+from model.compiled import borrowing, compiled
+from model.products import multiply, multiply_rows, turn
 from model.settings import ModelSettings, rate
 
 if TYPE_CHECKING:
@@ -218,17 +219,54 @@ class Writes:
 @compiled
 def attend(p_u: Floats, profile: Floats, centre: Floats, temperature: float) -> Floats:
     """As `Memory.attention`, of profiles (U, d_u) and rows (K, d_u), less ``centre`` (d_u,): (U, K)."""
-    users, rows, kind = len(p_u), len(profile), p_u.dtype
-    short = kind.type(SHORT)
-    looked, towards = p_u - centre, np.empty((profile.shape[1], rows), kind)
-    for row in range(rows):
-        towards[:, row] = profile[row] / max(short, math.sqrt(np.square(profile[row]).sum()))
-    attention: Floats = np.dot(looked, towards)
-    for user in range(users):
-        cosines = attention[user] / max(short, math.sqrt(np.square(looked[user]).sum()))
-        powers = np.exp(kind.type(temperature) * (cosines - cosines.max()))
-        attention[user] = powers / powers.sum()
+    kind, size = p_u.dtype, profile.shape[1]
+    looked, towards, turned = np.empty_like(p_u), np.empty_like(profile), np.empty((size, len(profile)), kind)
+    attention, square = np.empty((len(p_u), len(profile)), kind), np.empty((1, 1), kind)
+    attend_to(p_u, profile, centre, kind.type(temperature), looked, towards, turned, square, attention)
     return attention
+
+
+@borrowing
+def attend_to(
+    p_u: Floats,
+    profile: Floats,
+    centre: Floats,
+    temperature: np.floating,
+    looked: Floats,
+    towards: Floats,
+    turned: Floats,
+    square: Floats,
+    into: Floats,
+) -> None:
+    """The loop of `attend`; ``looked`` (U, d_u), ``towards`` (K, d_u), ``turned`` (d_u, K) and ``square`` (1, 1) are room."""
+    for row in range(len(profile)):
+        by = 1 / length(profile, row, square)
+        for k in range(len(centre)):
+            towards[row, k] = profile[row, k] * by
+    turn(towards, turned)
+    for user in range(len(p_u)):
+        for k in range(len(centre)):
+            looked[user, k] = p_u[user, k] - centre[k]
+    multiply(looked, turned, into)
+    for user in range(len(p_u)):
+        cosines, by = into[user], temperature / length(looked, user, square)
+        most, total = -np.inf, 0.0
+        for row in range(len(cosines)):
+            cosines[row] *= by
+            most = max(most, float(cosines[row]))
+        for row in range(len(cosines)):
+            cosines[row] = math.exp(cosines[row] - most)
+            total += cosines[row]
+        for row in range(len(cosines)):
+            cosines[row] /= total
+
+
+@borrowing
+def length(values: Floats, row: int, square: Floats) -> float:
+    """The length of a row, `SHORT` where it is shorter; ``square`` (1, 1) is room."""
+    of = values[row : row + 1]
+    multiply_rows(of, of, square)
+    return max(SHORT, math.sqrt(square[0, 0]))
 
 
 @compiled

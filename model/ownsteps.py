@@ -20,14 +20,12 @@ from model import stepkernels
 from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
 from model.products import turn
-from model.rowkernels import RELU, SOFTPLUS, TANH
+from model.rowkernels import CODES
 from model.stepkernels import BLOCK, Fast, Found, Given, Layers, Plan, Room, Rows
 from model.tasks import Batch
 
 if TYPE_CHECKING:
     from model.kernels import Floats
-
-CODES = {"relu": RELU, "tanh": TANH, "softplus": SOFTPLUS}
 
 SHARES = 4
 """Slices of the tasks for each thread: a thread whose core is taken by somebody else meanwhile keeps nobody waiting for long."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RELU, TANH, SOFTPLUS = 1, 2, 3
 """The activations; 0 is none."""
+CODES = {"relu": RELU, "tanh": TANH, "softplus": SOFTPLUS}
+"""By their names in settings."""
 
 
 @borrowing

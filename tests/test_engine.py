@@ -53,7 +53,7 @@ FEW = st.lists(st.lists(tasks(), min_size=1, max_size=4), min_size=1, max_size=3
 GROUPS = FEW | FEW | FEW | st.integers(0, 2**32 - 1).map(crowd)
 VARIANTS = st.fixed_dictionaries(
     {
-        "embedding_size": st.sampled_from([1, 2, 5]),
+        "embedding_size": st.sampled_from([1, 2, 5, 17]),
         "layers": st.integers(1, 3),
         "activation": st.sampled_from(["relu", "tanh", "softplus"]),
         "memory": st.sampled_from(["both", "feature", "task", "off"]),

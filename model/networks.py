@@ -1,0 +1,371 @@
+"""What tasks share, as compiled loops: from profiles to what each user and each item is to the closed form, and the way back.
+
+Written with numpy these are some eighty calls on arrays of a few kilobytes, each slower than the work it does. Layers are fully connected,
+and all of them put out d_e numbers. Shapes as in `model.engine`: B tasks in G groups, of U users, I items, J counted once for each group,
+K memory rows, F = d_e + 1; n layers of a network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model.compiled import borrowing, compiled
+from model.lanes import LANES
+from model.memory import attend
+from model.products import multiply, take_product, through, turn
+from model.rowkernels import activate, before
+
+if TYPE_CHECKING:
+    from model.kernels import Floats, Numbers
+
+OTHERS = ("prior.weight", "prior.bias", "gate", "mean", "log_precision", "log_prior", "recency")
+PRIOR_WEIGHT, PRIOR_BIAS, GATE, MEAN, LOG_PRECISION, LOG_PRIOR, RECENCY = range(len(OTHERS))
+"""The parameters beside those of networks, and where `Phi.starts` tells of each."""
+
+
+class Phi(NamedTuple):
+    """The parameters of the closed form, as they stand in one vector."""
+
+    vector: Floats  # (P,)
+    user: Numbers  # (n, 2), where the weights of each layer begin, (in, d_e), which its biases (d_e,) follow, and how many numbers go in
+    item: Numbers  # likewise
+    starts: Numbers  # (7,), where each of `OTHERS` begins, -1 for what the settings leave out
+    activation: int
+    size: int
+    """d_e."""
+
+
+class Rows(NamedTuple):
+    """What is read of the memories; of those that the settings leave out no rows."""
+
+    profile: Floats  # M_P (K, d_u)
+    centre: Floats  # (d_u,), 0 where profiles are not centred
+    gradient: Floats  # M_U (K, size of theta_u)
+    mixing: Floats  # M_UI (K, 2 d_e d_e)
+    weights: Floats  # M_w (K, F)
+    temperature: float
+    tau: float
+
+
+class Shared(NamedTuple):
+    """What adaptation starts from."""
+
+    attention: Floats  # (U, K)
+    users: Floats  # (n, U, d_e), what comes out of each layer of the user network
+    items: Floats  # (n, I, d_e)
+    known: Floats  # (I, W), to_user (U, F, F), prior (U, F), decay and prior_precision: see `model.kernels.Given`
+    to_user: Floats
+    prior: Floats
+    profile_prior: Floats  # (U, F), what the profile alone predicts of w
+    remembered: Floats  # (U, F), what M_w holds for users like these; no rows without task memory
+    mixing: Floats  # (U, d_e, 2 d_e), M_uI, likewise
+    decay: Floats
+    prior_precision: Floats
+    noise: np.floating
+
+
+class Back(NamedTuple):
+    """Gradients of the summed query loss of each group."""
+
+    vectors: Floats  # (G, P), at phi
+    users: Floats  # (U, d_u), at p_u
+    items: Floats  # (J, features, F), at the embeddings of each feature of an item, of which the last number is its bias
+    theta_u: Floats  # (W, size of theta_u), of the W users who write
+    mixing: Floats  # (W, d_e, 2 d_e), likewise; no rows without task memory
+
+
+@borrowing
+def forward(vector: Floats, layers: Numbers, activation: int, x: Floats, by: Floats, rows: Floats, room: Floats, values: Floats) -> None:
+    """Pass ``x`` (m, in) through layers; fill ``values`` (n, m, d_e) with what comes out of each.
+
+    From each layer there is taken what memory rows (K, size) hold of it, times ``by`` (m, K) of whoever it is. ``room`` is for m times the
+    most numbers that go into a layer.
+    """
+    m, d, first, last = len(x), values.shape[2], layers[0, 0], len(layers) - 1
+    for layer in range(len(layers)):
+        start, width = layers[layer]
+        end = start + width * d
+        into, below = values[layer], x if layer == 0 else values[layer - 1]
+        through(below, vector[start:end].reshape(width, d), vector[end : end + d].reshape(1, d), into, False)  # noqa: FBT003  no names
+        for row in range(len(rows)):
+            own, scaled = rows[row], room[: m * width].reshape(m, width)
+            biases = own[end - first : end - first + d]
+            for place in range(m):
+                part = by[place, row]
+                for k in range(width):
+                    scaled[place, k] = part * below[place, k]
+                for k in range(d):
+                    into[place, k] -= part * biases[k]
+            take_product(scaled, own[start - first : end - first].reshape(width, d), into)
+        if layer < last:
+            activate(values, layer, m, activation)
+
+
+@borrowing
+def backward(
+    vector: Floats, layers: Numbers, activation: int, values: Floats, by: Floats, rows: Floats, room: Floats, at: Floats, at_x: Floats
+) -> None:
+    """The way back through `forward`: from the gradient at what came out, ``at[-1]``, to ``at`` (n, m, d_e) before each layer's activation.
+
+    And to that at what went in, ``at_x`` (m, in). ``room`` is for a layer's weights and for m rows of d_e.
+    """
+    m, d, first = at.shape[1], at.shape[2], layers[0, 0]
+    for layer in range(len(layers) - 1, -1, -1):
+        start, width = layers[layer]
+        end = start + width * d
+        if layer < len(layers) - 1:
+            before(at, values, layer, m, activation)
+        turned, scaled = room[: width * d].reshape(d, width), room[width * d : width * d + m * d].reshape(m, d)
+        turn(vector[start:end].reshape(width, d), turned)
+        above, below = at[layer], at_x if layer == 0 else at[layer - 1]
+        multiply(above, turned, below)
+        for row in range(len(rows)):
+            for place in range(m):
+                for k in range(d):
+                    scaled[place, k] = by[place, row] * above[place, k]
+            turn(rows[row][start - first : end - first].reshape(width, d), turned)
+            take_product(scaled, turned, below)
+
+
+@borrowing
+def learn(layers: Numbers, x: Floats, values: Floats, at: Floats, begins: int, ends: int, into: Floats) -> None:
+    """Fill the gradient (P,) at the layers' parameters, summed over the rows from ``begins`` up to ``ends``; the rest as in `backward`."""
+    d = at.shape[2]
+    for layer in range(len(layers)):
+        start, width = layers[layer]
+        end = start + width * d
+        of, below = at[layer][begins:ends], x if layer == 0 else values[layer - 1]
+        multiply(below[begins:ends].T, of, into[start:end].reshape(width, d))
+        total(of, into[end : end + d])
+
+
+@borrowing
+def of_theta(layers: Numbers, x: Floats, values: Floats, at: Floats, row: int, into: Floats) -> None:
+    """Fill the gradient (size of the layers' parameters,) that one row has at them, the rest as in `learn`."""
+    place, d = 0, at.shape[2]
+    for layer in range(len(layers)):
+        of, below = at[layer, row], x[row] if layer == 0 else values[layer - 1, row]
+        for i in range(len(below)):
+            for k in range(d):
+                into[place + k] = below[i] * of[k]
+            place += d
+        for k in range(d):
+            into[place + k] = of[k]
+        place += d
+
+
+@borrowing
+def take(values: Floats, which: Numbers, into: Floats) -> None:
+    """Fill rows (m, k) with those of values that ``which`` (m,) says."""
+    for place in range(len(which)):
+        of = which[place]
+        for k in range(into.shape[1]):
+            into[place, k] = values[of, k]
+
+
+@borrowing
+def first_numbers(values: Floats, into: Floats) -> None:
+    """Fill rows (m, k) with the first k numbers of rows of more."""
+    for place in range(len(into)):
+        for k in range(into.shape[1]):
+            into[place, k] = values[place, k]
+
+
+@borrowing
+def by_feature(at_p_i: Floats, at_known: Floats, into: Floats) -> None:
+    """Fill the gradient (J, features, F) at what is embedded of each feature, from those at p_i and at what is known of an item."""
+    d = into.shape[2] - 1
+    for item in range(len(into)):
+        for feature in range(into.shape[1]):
+            for k in range(d):
+                into[item, feature, k] = at_p_i[item, feature * d + k]
+            into[item, feature, d] = -at_known[item, d + 1]
+
+
+@borrowing
+def total(values: Floats, into: Floats) -> None:
+    """Into (k,) the sum of rows (m, k)."""
+    into[:] = 0
+    for row in range(len(values)):
+        for k in range(len(into)):
+            into[k] += values[row, k]
+
+
+@compiled
+def embeddings(phi: Phi, p_i: Floats) -> Floats:
+    """What comes out of each layer of the item network, at last e_i, of profiles (I, d_i): (n, I, d_e)."""
+    nobody, items = np.zeros((0, 0), p_i.dtype), np.empty((len(phi.item), len(p_i), phi.size), p_i.dtype)
+    forward(phi.vector, phi.item, phi.activation, p_i, nobody, nobody, nobody[0], items)
+    return items
+
+
+@compiled
+def share(phi: Phi, rows: Rows, p_u: Floats, p_i: Floats, bias: Floats, longest: int) -> Shared:
+    """From the profiles of users (U, d_u) and items (I, d_i), and the items' biases (I,): Eq. 1, 3, 4, 7 and 9, and the prior.
+
+    ``longest`` is the length of the longest support.
+    """
+    vector, kind, starts = phi.vector, p_u.dtype, phi.starts
+    m, count, d, f = len(p_u), len(p_i), phi.size, phi.size + 1
+    users = np.empty((len(phi.user), m, d), kind)
+    attention, room = attend(p_u, rows.profile, rows.centre, rows.temperature), np.empty(m * phi.user[:, 1].max(), kind)
+    forward(vector, phi.user, phi.activation, p_u, kind.type(rows.tau) * attention, rows.gradient, room, users)
+    items = embeddings(phi, p_i)
+
+    e_u, prior, of_profile = users[-1], np.empty((m, f), kind), np.empty((m, f), kind)
+    weight, of_prior = starts[PRIOR_WEIGHT], starts[PRIOR_BIAS]
+    through(e_u, vector[weight : weight + d * f].reshape(d, f), vector[of_prior : of_prior + f].reshape(1, f), of_profile, False)  # noqa: FBT003
+    prior[:] = of_profile
+    to_user, remembered, mixing = np.zeros((m, f, f), kind), np.zeros((0, f), kind), np.zeros((0, d, 2 * d), kind)
+    if len(rows.mixing):
+        remembered, mixing = np.empty((m, f), kind), np.empty((m, d, 2 * d), kind)
+        multiply(attention, rows.weights, remembered)
+        multiply(attention, rows.mixing, mixing.reshape(m, 2 * d * d))
+        gate = vector[starts[GATE] : starts[GATE] + f]
+        for place in range(m):
+            for k in range(f):
+                prior[place, k] += gate[k] * remembered[place, k]
+        join(mixing, e_u, to_user)
+    else:
+        for place in range(m):
+            for k in range(f):
+                to_user[place, k, k] = 1
+
+    # What is known of items, and how much an interaction tells of them.
+    known, e_i, mean = np.zeros((count, -(-(d + 2) // LANES) * LANES), kind), items[-1], vector[starts[MEAN]]
+    for item in range(count):
+        row = known[item]
+        for k in range(d):
+            row[k] = e_i[item, k]
+        row[d] = 1
+        row[d + 1] = -(bias[item] + mean)
+    precision, decay = math.exp(vector[starts[LOG_PRECISION]]), np.empty(longest, kind)
+    slope = 0.0 if starts[RECENCY] < 0 else softplus(vector[starts[RECENCY]])
+    for newer in range(longest):
+        decay[newer] = precision * math.exp(-slope * math.log1p(newer))
+    prior_precision = np.exp(vector[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f])
+    return Shared(
+        attention, users, items, known, to_user, prior, of_profile, remembered, mixing, decay, prior_precision, 1 / kind.type(precision)
+    )
+
+
+@borrowing
+def softplus(x: float) -> float:
+    """Log (1 + e^x)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@borrowing
+def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
+    """Fill T (U, F, F), which is 0, from M_uI (U, d_e, 2 d_e) and e_u (U, d_e): [e_i, 1] T = [M_uI [e_u, e_i], 1]."""
+    users, d = e_u.shape
+    for user in range(users):
+        t, m = to_user[user], mixing[user]
+        t[d, d] = 1
+        for j in range(d):
+            t[d, j] = 0
+            for i in range(d):
+                t[i, j] = m[j, d + i]
+                t[d, j] += m[j, i] * e_u[user, i]
+
+
+@borrowing
+def part_back(at_to_user: Floats, e_u: Floats, into: Floats) -> None:
+    """The way back through `join` to M_uI (d_e, 2 d_e), for one user."""
+    d = len(e_u)
+    for j in range(d):
+        for i in range(d):
+            into[j, i] = at_to_user[d, j] * e_u[i]
+            into[j, d + i] = at_to_user[i, j]
+
+
+@compiled
+def bring_back(
+    phi: Phi,
+    rows: Rows,
+    shared: Shared,
+    p_u: Floats,
+    p_i: Floats,
+    item_of: Numbers,
+    user_ends: Numbers,
+    item_ends: Numbers,
+    at_known: Floats,
+    at_to_user: Floats,
+    at_prior: Floats,
+    of_group: Floats,
+    writers: Numbers,
+) -> Back:
+    """The way back through `share`, from what `model.kernels.pull` finds, for groups whose users and items end there.
+
+    ``item_of`` (J,) is which of the items each is; ``writers`` (W,) are the users who write.
+    """
+    vector, kind, starts, groups = phi.vector, p_u.dtype, phi.starts, len(user_ends)
+    m, count, d, f, nobody = len(p_u), len(item_of), phi.size, phi.size + 1, np.zeros((0, 0), p_u.dtype)
+    d_u, d_i = p_u.shape[1], p_i.shape[1]
+    most = max(phi.user[:, 1].max(), phi.item[:, 1].max())
+    room = np.empty(most * d + max(m, count, d) * max(d, f), kind)
+    vectors = np.zeros((groups, len(vector)), kind)
+
+    # Users: the prior, the constant's row of T, and their network.
+    e_u, at_users = shared.users[-1], np.empty(shared.users.shape, kind)
+    turned = room[: f * d].reshape(f, d)
+    turn(vector[starts[PRIOR_WEIGHT] : starts[PRIOR_WEIGHT] + d * f].reshape(d, f), turned)
+    multiply(at_prior, turned, at_users[-1])
+    if len(shared.mixing):
+        for user in range(m):
+            into, constant, mixing = at_users[-1, user], at_to_user[user, d], shared.mixing[user]
+            for j in range(d):
+                for i in range(d):
+                    into[i] += constant[j] * mixing[j, i]
+    at_p_u, at_p_i = np.empty((m, d_u), kind), np.empty((count, d_i), kind)
+    by = kind.type(rows.tau) * shared.attention
+    backward(vector, phi.user, phi.activation, shared.users, by, rows.gradient, room, at_users, at_p_u)
+
+    # Items, each as often as groups have it.
+    of_items, at_items, x = (
+        np.empty((len(phi.item), count, d), kind),
+        np.empty((len(phi.item), count, d), kind),
+        np.empty((count, d_i), kind),
+    )
+    take(p_i, item_of, x)
+    for layer in range(len(of_items) - 1):
+        take(shared.items[layer], item_of, of_items[layer])
+    first_numbers(at_known, at_items[-1])
+    backward(vector, phi.item, phi.activation, of_items, nobody, nobody, room, at_items, at_p_i)
+
+    user = item = 0
+    for group in range(groups):
+        into, user_end, item_end = vectors[group], user_ends[group], item_ends[group]
+        learn(phi.user, p_u, shared.users, at_users, user, user_end, into)
+        learn(phi.item, x, of_items, at_items, item, item_end, into)
+        weight = into[starts[PRIOR_WEIGHT] : starts[PRIOR_WEIGHT] + d * f].reshape(d, f)
+        multiply(e_u[user:user_end].T, at_prior[user:user_end], weight)
+        total(at_prior[user:user_end], into[starts[PRIOR_BIAS] : starts[PRIOR_BIAS] + f])
+        if len(shared.mixing):
+            for place in range(user, user_end):
+                for k in range(f):
+                    into[starts[GATE] + k] += at_prior[place, k] * shared.remembered[place, k]
+        for place in range(item, item_end):
+            into[starts[MEAN]] -= at_known[place, f]
+        into[starts[LOG_PRECISION]] = of_group[group, f]
+        into[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f] = of_group[group, :f]
+        if starts[RECENCY] >= 0:
+            into[starts[RECENCY]] = of_group[group, f + 1] / (1 + math.exp(-vector[starts[RECENCY]]))
+        user, item = user_end, item_end
+
+    # What embeddings are made of; an item's bias is the last number of each.
+    of_features = np.empty((count, d_i // d, f), kind)
+    by_feature(at_p_i, at_known, of_features)
+
+    # Of users who write: theta_u, as if each had one of its own, and M_uI.
+    theta = np.empty((len(writers), rows.gradient.shape[1]), kind)
+    of_mixing = np.empty((len(writers) if len(shared.mixing) else 0, d, 2 * d), kind)
+    for place in range(len(writers)):
+        user = writers[place]
+        of_theta(phi.user, p_u, shared.users, at_users, user, theta[place])
+        if len(shared.mixing):
+            part_back(at_to_user[user], e_u[user], of_mixing[place])
+    return Back(vectors, at_p_u, of_features, theta, of_mixing)
