@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,15 +17,16 @@ class History:
     ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
     """
 
-    __slots__ = ("_before", "_epoch", "_rated", "items", "ratings", "whole")
+    __slots__ = ("_before", "at_hand", "epoch", "items", "ratings", "whole")
 
     def __init__(self, items: Sequence[str], ratings: list[float], *, whole: bool = False, before: History | None = None) -> None:
         self.items = items
         self.ratings = ratings
         self.whole = whole
-        self._rated = NOTHING
         self._before = before
-        self._epoch: object = None
+        self.at_hand = NOTHING
+        self.epoch: object = None
+        """What `rated` found last, and the `Profiles.epoch` for which it holds."""
 
     @classmethod
     def of(cls, items: list[str], ratings: list[float]) -> History:
@@ -41,22 +42,18 @@ class History:
 
         Both as float64, which holds every place exactly, so that a part of a history is one slice.
         """
-        if not self.holds(profiles):
+        if self.epoch is not profiles.epoch:
             before, self._before = self._before, None
-            if before is not None and before.holds(profiles):
+            if before is not None and before.epoch is profiles.epoch:
                 # Events come in bursts of one user, whose histories differ by one interaction each.
                 last = (profiles.places(self.items[-1:])[0], self.ratings[-1])
-                self._rated = np.concatenate([before.rated(profiles)[len(before.items) + 1 - len(self.items) :], [last]])
+                self.at_hand = np.concatenate([before.rated(profiles)[len(before.items) + 1 - len(self.items) :], [last]])
             else:
-                self._rated = np.empty((len(self.items), 2))
-                self._rated[:, 0] = profiles.places(self.items)
-                self._rated[:, 1] = self.ratings
-            self._epoch = profiles.epoch
-        return self._rated
-
-    def holds(self, profiles: Profiles) -> bool:
-        """Whether `rated` looks nothing up."""
-        return self._epoch is profiles.epoch
+                self.at_hand = np.empty((len(self.items), 2))
+                self.at_hand[:, 0] = profiles.places(self.items)
+                self.at_hand[:, 1] = self.ratings
+            self.epoch = profiles.epoch
+        return self.at_hand
 
     def and_then(self, item: str, rating: float, size: int) -> History | None:
         """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
@@ -64,3 +61,9 @@ class History:
             return None
         first = max(0, len(self.items) + 1 - size)
         return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True, before=self)
+
+
+def rated(histories: Iterable[History], profiles: Profiles) -> list[np.ndarray]:
+    """`History.rated` of each; most are at hand, and a call for each would take longer than all else that is done with them."""
+    epoch = profiles.epoch
+    return [history.at_hand if history.epoch is epoch else history.rated(profiles) for history in histories]

@@ -26,7 +26,7 @@ from model.tasks import Batch, Padded
 from model.texts import Texts
 
 if TYPE_CHECKING:
-    from model.numbering import Floats, Numbers
+    from model.numbering import Floats
 
 ITEM_CHANGES = 4096
 """Profiles of items that were set or dropped last, for whoever keeps something of all items."""
@@ -109,6 +109,19 @@ class Mamo:
         self.set_vector(torch.cat([value.flatten() for value in phi.values()]).to(dtype))
         self.user_names = [name for name in self.shapes if name.startswith("user.")]
         self.item_names = [name for name in self.shapes if name.startswith("item.")]
+        starts = {name: of.start for name, of in self.spans.items()}
+        user_layers, item_layers = (
+            np.array([(starts[name], self.shapes[name][0]) for name in names[::2]], np.int64)
+            for names in (self.user_names, self.item_names)
+        )
+        self._in_place = Phi(
+            vector=self.vector.numpy(),
+            user=user_layers,
+            item=item_layers,
+            starts=np.array([starts.get(name, -1) for name in OTHERS], np.int64),
+            activation=CODES[settings.activation],
+            size=d,
+        )
         rows, d_u = settings.memory_rows, len(user_schema) * d
         size = sum(self.shapes[name].numel() for name in self.user_names)
         self.memory = Memory(
@@ -135,7 +148,6 @@ class Mamo:
         self.vector = vector
         self._phi: Weights = {}
         self._arrays: dict[str, Floats] = {}
-        self._in_place: Phi | None = None
 
     @property
     def phi(self) -> Weights:
@@ -158,21 +170,7 @@ class Mamo:
 
     def in_place(self) -> Phi:
         """Phi as the loops of the closed form take it."""
-        if self._in_place is None:
-            starts = {name: of.start for name, of in self.spans.items()}
-
-            def layers(names: list[str]) -> Numbers:
-                return np.array([(starts[name], self.shapes[name][0]) for name in names[::2]], np.int64)
-
-            self._in_place = Phi(
-                vector=self.vector.numpy(),
-                user=layers(self.user_names),
-                item=layers(self.item_names),
-                starts=np.array([starts.get(name, -1) for name in OTHERS], np.int64),
-                activation=CODES[self.settings.activation],
-                size=self.settings.embedding_size,
-            )
-        return self._in_place
+        return self._in_place._replace(vector=self.vector.numpy())
 
     def _initial(self, d_u: int, d_i: int, generator: torch.Generator) -> Weights:
         """Phi at the start. One layer starts as the sum of the feature embeddings, more start as Glorot and Bengio (2010) have it."""

@@ -249,10 +249,10 @@ def attend_to(
             looked[user, k] = p_u[user, k] - centre[k]
     multiply(looked, turned, into)
     for user in range(len(p_u)):
-        cosines, by = into[user], temperature / length(looked, user, square)
+        cosines, sharpness = into[user], temperature / length(looked, user, square)
         most, total = -np.inf, 0.0
         for row in range(len(cosines)):
-            cosines[row] *= by
+            cosines[row] *= sharpness
             most = max(most, float(cosines[row]))
         for row in range(len(cosines)):
             cosines[row] = math.exp(cosines[row] - most)

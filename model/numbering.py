@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -66,51 +66,90 @@ def add_rows(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers
                 rest[place] += weight * row[size]
 
 
+class Numbered(NamedTuple):
+    """What tasks hold, by number: what their supports hold, what their queries hold, and what the J numbers stand for."""
+
+    items: Numbers  # (L,), the numbers of what supports hold, and their ratings
+    ratings: Floats
+    starts: Numbers  # (B + 1,), where the support of each task begins, and the last ends
+    query_items: Numbers  # (B, q), of the longest query, with a mask (B, q) of 1 where there is one and 0 where not
+    query_ratings: Floats
+    query_mask: Floats
+    item_of: Numbers  # (J,), which of the I different values each number is
+    distinct: Numbers  # (I,), these values
+    ends: Numbers  # (G,), where the numbers of each group end
+
+
 @compiled
 def number(
-    values: Numbers, lengths: Numbers, queries: Numbers, tasks: Numbers, cells: Numbers
-) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers, Numbers]:
-    """Number what tasks hold, each thing once in a group, in the order in which it first comes.
+    held: Floats, held_ends: Numbers, lengths: Numbers, at: Numbers, queries: Numbers, asked: Floats, tasks: Numbers, cells: Numbers
+) -> Numbered:
+    """Number what tasks hold, each thing once in a group, in the order in which it first comes, a task's support before its query.
 
-    ``values`` (L + Q,), all in [0, n), are those of the supports, ``lengths`` (B,) to a task, and then those of the queries,
-    ``queries`` (B,) to a task; ``tasks`` (G,) counts those of each group. ``cells`` (2, n) may hold anything. The order depends on the
-    batch alone, not on what this process saw before, so that sums round alike after a restart.
-
-    Returns the numbers of supports (L,) and of queries (Q,); for each of the J numbers, which of the I different values it is; these
-    values (I,); where the numbers of each group end (G,); and where the interactions of each task begin, and the last end (B + 1,).
+    ``held`` (H, 2) are values, all in [0, n), and ratings, those of each task up to where it ends, ``held_ends`` (B,). Of them the first
+    ``lengths`` (B,) are its support, and ``queries`` (B,) from place ``at`` (B,) on its query; where that is negative, the next of those
+    ``asked`` (E, 2) are. ``tasks`` (G,) counts those of each group. ``cells`` (2, n) may hold anything. The order depends on the batch
+    alone, not on what this process saw before, so that sums round alike after a restart.
     """
-    of_support, of_query = np.empty(lengths.sum(), np.int64), np.empty(queries.sum(), np.int64)
-    kind, distinct, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64), np.empty(len(tasks), np.int64)
-    starts = np.zeros(len(lengths) + 1, np.int64)
+    count, most = len(lengths), lengths.sum() + queries.sum()
+    items, ratings, starts = np.empty(lengths.sum(), np.int64), np.empty(lengths.sum()), np.zeros(count + 1, np.int64)
+    shape = (count, max(1, queries.max()))
+    query_items, query_ratings, query_mask = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
+    item_of, distinct, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(len(tasks), np.int64)
     # Neither is ever cleared: a cell counts only where what it points to points back.
     among_all, among_group = cells[0], cells[1]
-    different = numbers = task = support = query = 0
+    different = numbers = task = support = taken = first = 0
     for group in range(len(tasks)):
         begin = numbers
         for _ in range(tasks[group]):
             for place in range(lengths[task] + queries[task]):
-                asked = place >= lengths[task]
-                value = values[len(of_support) + query] if asked else values[support]
-                at = among_all[value]
-                if not (0 <= at < different and distinct[at] == value):
-                    at = different
-                    among_all[value], distinct[at] = at, value
+                query = place - lengths[task]
+                if query < 0:
+                    value, rating = int(held[first + place, 0]), held[first + place, 1]
+                elif at[task] >= 0:
+                    value, rating = int(held[first + at[task] + query, 0]), held[first + at[task] + query, 1]
+                else:
+                    value, rating = int(asked[taken, 0]), asked[taken, 1]
+                    taken += 1
+                of = among_all[value]
+                if not (0 <= of < different and distinct[of] == value):
+                    of = different
+                    among_all[value], distinct[of] = of, value
                     different += 1
                 own = among_group[value]
-                if not (begin <= own < numbers and kind[own] == at):
+                if not (begin <= own < numbers and item_of[own] == of):
                     own = numbers
-                    among_group[value], kind[own] = own, at
+                    among_group[value], item_of[own] = own, of
                     numbers += 1
-                if asked:
-                    of_query[query] = own
-                    query += 1
-                else:
-                    of_support[support] = own
+                if query < 0:
+                    items[support], ratings[support] = own, rating
                     support += 1
+                else:
+                    query_items[task, query], query_ratings[task, query], query_mask[task, query] = own, rating, 1
+            first = held_ends[task]
             task += 1
             starts[task] = support
         ends[group] = numbers
-    return of_support, of_query, kind[:numbers], distinct[:different], ends, starts
+    return Numbered(items, ratings, starts, query_items, query_ratings, query_mask, item_of[:numbers], distinct[:different], ends)
+
+
+@compiled
+def number_once(values: Numbers, tasks: Numbers, cells: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Number the value (B,) of each task, once in a group, as `number` does: numbers (B,), where each first comes (U,), and ``ends``."""
+    numbered, firsts, ends = np.empty(len(values), np.int64), np.empty(len(values), np.int64), np.empty(len(tasks), np.int64)
+    numbers = task = 0
+    for group in range(len(tasks)):
+        begin = numbers
+        for _ in range(tasks[group]):
+            own = cells[0, values[task]]
+            if not (begin <= own < numbers and values[firsts[own]] == values[task]):
+                own = numbers
+                cells[0, values[task]], firsts[own] = own, task
+                numbers += 1
+            numbered[task] = own
+            task += 1
+        ends[group] = numbers
+    return numbered, firsts[:numbers], ends
 
 
 @compiled

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.history import NOTHING, History
-from model.numbering import number, packed, slices
+from model.history import History, rated
+from model.numbering import number, number_once, packed, slices
 from model.profiles import Profiles
 from model.settings import RATINGS
 
@@ -150,58 +150,39 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     items.begin()
     # Column by column, so that what is done for each task is done by what is compiled.
     names, support_items, support_ratings, query_items, query_ratings, histories, begins = zip(*chain.from_iterable(groups), strict=True)
-    sizes = np.array([len(group) for group in groups])
-    task_ends = sizes.cumsum().tolist()
-    user_keys, user_of, user_ends = list[str](), list[int](), list[int]()
-    for of in slices(task_ends):
-        place_of = {key: place for place, key in enumerate(dict.fromkeys(names[of]), len(user_keys))}
-        user_keys += place_of
-        user_of += map(place_of.__getitem__, names[of])
-        user_ends.append(len(user_keys))
-    user_rows, user_weights = users.encoded(users.places(user_keys))
+    sizes, count = np.array([len(group) for group in groups]), len(names)
+    of_users = users.places(names)
+    user_of, firsts, user_ends = number_once(of_users, sizes, users.cells)
+    user_rows, user_weights = users.encoded(of_users[firsts])
 
-    lengths = np.fromiter(map(len, support_items), np.int64, len(names))
-    queries = np.fromiter(map(len, query_items), np.int64, len(names))
+    lengths, queries = (packed(map(len, parts), count, np.int64) for parts in (support_items, query_items))
     if None in histories:
-        places, ratings = by_text(support_items, support_ratings, items)
-        asked_places, asked_ratings = by_text(query_items, query_ratings, items)
+        held, ends, at = by_text(support_items, support_ratings, items), lengths.cumsum(), np.full(count, -1)
+        asked = by_text(query_items, query_ratings, items)
     else:
-        rated = [history.rated(items) for history in histories]
-        supports = np.concatenate([of[:length] for of, length in zip(rated, lengths.tolist(), strict=True)])
-        known = [of[at : at + count] for of, at, count in zip(rated, begins, queries.tolist(), strict=True) if at is not None]
-        events = [task for task, at in enumerate(begins) if at is None]
-        of_events = by_text([query_items[task] for task in events], [query_ratings[task] for task in events], items)
-        found, of_event = np.empty((queries.sum(), 2)), np.repeat([at is None for at in begins], queries)
-        found[of_event] = np.stack(of_events, 1)
-        found[~of_event] = np.concatenate([NOTHING, *known])
-        (places, ratings), (asked_places, asked_ratings) = supports.T.copy(), found.T.copy()
-    supported, of_query, item_of, distinct, item_ends, starts = number(
-        np.concatenate([places, asked_places]).astype(np.int64, copy=False), lengths, queries, sizes, items.cells
-    )
-    ratings, asked_ratings = brought(ratings, scale), brought(asked_ratings, scale)
-    item_rows, item_weights = items.encoded(distinct)
-    query_mask = np.arange(max(1, queries.max())) < queries[:, None]
-
-    def padded(values: np.ndarray) -> Tensor:
-        full = np.zeros(query_mask.shape, values.dtype)
-        full[query_mask] = values
-        return torch.from_numpy(full)
-
+        known = rated(histories, items)
+        held, ends = np.concatenate(known), packed(map(len, known), count, np.int64).cumsum()
+        at = packed((-1 if begin is None else begin for begin in begins), count, np.int64)
+        events = np.flatnonzero(at < 0).tolist()
+        asked = by_text([query_items[task] for task in events], [query_ratings[task] for task in events], items)
+    numbered = number(held, ends, lengths, at, queries, asked, sizes, items.cells)
+    item_rows, item_weights = items.encoded(numbered.distinct)
+    ratings, asked_ratings = (brought(values, scale) for values in (numbered.ratings, numbered.query_ratings))
     return Batch(
-        users=user_keys,
-        user_of=torch.from_numpy(np.array(user_of, np.int64)),
+        users=[names[task] for task in firsts.tolist()],
+        user_of=torch.from_numpy(user_of),
         user_rows=user_rows,
         user_weights=user_weights.to(dtype),
-        item_of=torch.from_numpy(item_of),
+        item_of=torch.from_numpy(numbered.item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support=Supports(torch.from_numpy(supported), torch.from_numpy(ratings).to(dtype), torch.from_numpy(starts)),
-        query_items=padded(of_query),
-        query_ratings=padded(asked_ratings).to(dtype),
-        query_mask=torch.from_numpy(query_mask).to(dtype),
-        tasks_of=slices(task_ends),
-        users_of=slices(user_ends),
-        items_of=slices(item_ends.tolist()),
+        support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(ratings).to(dtype), torch.from_numpy(numbered.starts)),
+        query_items=torch.from_numpy(numbered.query_items),
+        query_ratings=torch.from_numpy(asked_ratings * numbered.query_mask).to(dtype),
+        query_mask=torch.from_numpy(numbered.query_mask).to(dtype),
+        tasks_of=slices(sizes.cumsum().tolist()),
+        users_of=slices(user_ends.tolist()),
+        items_of=slices(numbered.ends.tolist()),
     )
 
 
@@ -213,7 +194,10 @@ def brought(ratings: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     return least + (ratings - low) * ((most - least) / (high - low))
 
 
-def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the items of all tasks, looked up, and their ratings, both (n,)."""
+def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> np.ndarray:
+    """Places of the items of all tasks, looked up, and their ratings: (n, 2), as `History.rated` has them."""
     places = items.places(list(chain.from_iterable(keys)))
-    return places, packed(chain.from_iterable(ratings), len(places), np.float64)
+    found = np.empty((len(places), 2))
+    found[:, 0] = places
+    found[:, 1] = packed(chain.from_iterable(ratings), len(places), np.float64)
+    return found

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,30 +22,60 @@ import model.compiled
 from model import adam
 from model.compiled import compiled
 from model.meta import CLOCK
-from model.numbering import number, scatter
+from model.numbering import number, number_once, scatter
 
 TASKS = st.lists(
     st.tuples(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=5
 )
 
 
-@given(st.lists(TASKS, min_size=1, max_size=4))
-def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: list[list[tuple[list[int], list[int]]]]) -> None:
-    tasks = [task for group in groups for task in group]
-    values = np.array([value for support, _ in tasks for value in support] + [value for _, query in tasks for value in query], np.int64)
+@given(st.lists(TASKS, min_size=1, max_size=4), st.integers(0, 1000))
+def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: list[list[tuple[list[int], list[int]]]], seed: int) -> None:
+    tasks, rng = [task for group in groups for task in group], np.random.default_rng(seed)
     lengths, queries = (np.array([len(task[part]) for task in tasks]) for part in (0, 1))
-    sizes = np.array([len(group) for group in groups])
-    of_support, of_query, kind, distinct, ends, starts = number(values, lengths, queries, sizes, np.full((2, 10), 3))
+    sizes, rating_of = np.array([len(group) for group in groups]), rng.random(10)
+    # Some queries stand in what is held, behind the support and something else; the others are given beside it.
+    held, ends, at, asked = list[int](), list[int](), list[int](), list[int]()
+    for support, query in tasks:
+        between = rng.integers(0, 10, rng.integers(0, 3)).tolist()
+        within = bool(rng.integers(2))
+        at.append(len(support) + len(between) if within else -1)
+        held += support + between + (query if within else [])
+        asked += [] if within else query
+        ends.append(len(held))
+
+    def rated(values: list[int]) -> np.ndarray:
+        return np.array([(value, rating_of[value]) for value in values]).reshape(-1, 2)
+
+    found = number(rated(held), np.array(ends), lengths, np.array(at), queries, rated(asked), sizes, np.full((2, 10), 3))
     expected = [list(dict.fromkeys(value for support, query in group for value in support + query)) for group in groups]
-    assert distinct[kind].tolist() == [value for part in expected for value in part]
-    assert distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
-    assert ends.tolist() == np.cumsum([len(part) for part in expected]).tolist()
-    assert starts.tolist() == [0, *np.cumsum(lengths).tolist()]
-    found = np.concatenate([of_support, of_query])
-    assert distinct[kind[found]].tolist() == values.tolist()
+    assert found.distinct[found.item_of].tolist() == [value for part in expected for value in part]
+    assert found.distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
+    assert found.ends.tolist() == np.cumsum([len(part) for part in expected]).tolist()
+    assert found.starts.tolist() == [0, *np.cumsum(lengths).tolist()]
+    there = np.arange(found.query_mask.shape[1]) < queries[:, None]
+    assert (found.query_mask == there).all()
+    assert not found.query_items[~there].any()
+    assert not found.query_ratings[~there].any()
+    numbers = np.concatenate([found.items, found.query_items[there]])
+    values = [value for part in (0, 1) for task in tasks for value in task[part]]
+    assert found.distinct[found.item_of[numbers]].tolist() == values
+    assert np.concatenate([found.ratings, found.query_ratings[there]]).tolist() == rating_of[values].tolist()
     group_of = np.repeat(np.arange(len(groups)), sizes)
     of_group = np.concatenate([np.repeat(group_of, lengths), np.repeat(group_of, queries)])
-    assert (np.searchsorted(ends, found, side="right") == of_group).all()
+    assert (np.searchsorted(found.ends, numbers, side="right") == of_group).all()
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_users_are_numbered_once_in_a_group(groups: list[list[int]]) -> None:
+    numbers, firsts, ends = number_once(np.array(list(chain(*groups))), np.array([len(group) for group in groups]), np.full((2, 6), 2))
+    places = iter(numbers.tolist())
+    kept = np.array(list(chain(*groups)))[firsts].tolist()
+    begin = 0
+    for group, end in zip(groups, ends.tolist(), strict=True):
+        assert kept[begin:end] == list(dict.fromkeys(group))
+        assert [kept[next(places)] for _ in group] == group
+        begin = end
 
 
 @given(st.data())
