@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,13 +22,20 @@ from torch.nn.functional import pad
 
 from model import engine, networks, steps
 from model.fastweights import Networks
-from model.mamo import ACTIVATIONS, Mamo
+from model.itemscores import Way, scores
+from model.mamo import Mamo
 from model.numbering import slices
+from model.rowkernels import CODES
 from model.settings import RATINGS
 from model.tasks import Task, collate
 
+if TYPE_CHECKING:
+    from model.kernels import Floats
+
 BLOCK_ITEMS = 16_384
 """Items that are looked up and passed through shared layers at once."""
+IN_CACHE = 2_048
+"""Items that one task after the other is asked for."""
 SCORES_AT_ONCE = 16_777_216
 """Scores held at once, 64 MB: users are taken by as many as fit, at least one."""
 TABLE_BYTES = 268_435_456
@@ -258,8 +265,10 @@ class Catalogue:
             for place, number in enumerate(part.tasks.tolist())
         ]
         for place, block in self._all():
-            for number, scorer in ways:
-                scores[number, place] = scorer(block)
+            for begin, part in parted(block):
+                at = slice(place.start + begin, place.start + begin + len(part.table))
+                for number, scorer in ways:
+                    scores[number, at] = scorer(part)
 
     def _all(self) -> Iterator[tuple[slice, Block]]:
         first, end = self.keys.first, len(self.keys)
@@ -296,6 +305,13 @@ class Catalogue:
         return encoded
 
 
+def parted(block: Block) -> Iterator[tuple[int, Block]]:
+    """The block in parts, each with where it begins, that the processor's second cache holds: all tasks read them from the memory once."""
+    for begin in range(0, len(block.table), IN_CACHE):
+        place = slice(begin, begin + IN_CACHE)
+        yield begin, Block(block.table[place], None if block.start is None else block.start[place])
+
+
 def size(block: Block) -> int:
     """Bytes."""
     return sum(part.nbytes for part in block if part is not None)
@@ -306,8 +322,6 @@ class Scorer:
 
     def __init__(self, networks: Networks, e_u: Tensor, task: int) -> None:
         """``e_u`` (B, 1, d_e) are the adapted user embeddings; the task is number ``task`` of these."""
-        self._activation = ACTIVATIONS[networks.activation]
-
         of_user = networks.joint[0](e_u)[task, 0]
         weight, bias = networks.joint[1].of(task)
         rating = [layer.of(task) for layer in networks.rating]
@@ -317,23 +331,43 @@ class Scorer:
         if networks.mixed:
             runs[-1].append(rating.pop(0))
         runs += [[layer] for layer in rating]
-        self._runs = [joined(run) for run in runs]
-        first = networks.item[0]
-        self._factors: tuple[Tensor, Tensor] | None = None
-        if len(networks.item) > 1 and first.learned is not None and first.learned[0].shape[1] <= sum(first.weight.shape[-2:]):
-            self._factors = first.learned[0][task], first.learned[1][task]
+        products = [joined(run) for run in runs]
+        self._alone = products[0]
+        self._way = way(products, networks, task) if len(products) > 1 else None
 
     def __call__(self, block: Block) -> Tensor:
         """Scores (m,) of the items of a block."""
-        runs = self._runs
-        if self._factors is not None and block.start is not None:
-            rows, by = self._factors
-            x = torch.addmm(block.start, block.table @ rows.T + 1, by, alpha=-1)
-        else:
-            x = torch.addmm(runs[0][1], block.table, runs[0][0])
-        for weight, bias in runs[1:]:
-            x = torch.addmm(bias, self._activation(x), weight)
-        return x[:, 0]
+        if self._way is None:
+            weight, bias = self._alone
+            return torch.addmm(bias, block.table, weight)[:, 0]
+        start = block.table[:0] if block.start is None else block.start
+        return torch.from_numpy(scores(self._way, block.table.numpy(), start.numpy())[:, 0])
+
+
+def way(products: list[tuple[Tensor, Tensor]], networks: Networks, task: int) -> Way:
+    """What `scores` passes through, of products with activations between, two at least."""
+    (first, first_bias), *between, (last, last_bias) = products
+    rows, learned = first.new_zeros(len(first), 0), first.new_zeros(0, first.shape[1])
+    layer = networks.item[0]
+    if len(networks.item) > 1 and layer.learned is not None and layer.learned[0].shape[1] <= sum(layer.weight.shape[-2:]):
+        rows, learned = layer.learned[0][task].T, layer.learned[1][task]
+    weights, biases = zip(*between, strict=True) if between else ((), ())
+    size = len(last)
+
+    def array(of: Tensor) -> Floats:
+        return of.contiguous().numpy()
+
+    return Way(
+        first=array(first),
+        first_bias=array(first_bias[None]),
+        rows=array(rows),
+        learned=array(learned),
+        weights=array(torch.cat([first.new_zeros(0, size), *weights]).view(-1, size, size)),
+        biases=array(torch.cat([first.new_zeros(0), *biases]).view(-1, size)),
+        last=array(last),
+        last_bias=array(last_bias[None]),
+        activation=CODES[networks.activation],
+    )
 
 
 def joined(run: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
