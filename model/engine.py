@@ -35,7 +35,9 @@ class Solved(NamedTuple):
     phi: networks.Phi
     rows: networks.Rows
     p_u: Floats  # (U, d_u)
+    attention: Floats  # (U, K)
     p_i: Floats  # (I, d_i)
+    items: Floats  # what `networks.embeddings` makes of it
     shared: networks.Shared
     given: kernels.Given
     found: kernels.Found
@@ -59,11 +61,13 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
 
     A task whose precision matrix is not positive definite in floating point has NaN for scores and variances.
     """
-    phi, rows = model.in_place(), rows_of(model)
+    settings, phi, rows = model.settings, model.in_place(), rows_of(model)
     starts, task = batch.support.bounds.numpy(), batch.user_of.numpy()
     p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
     p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    shared = networks.share(phi, rows, p_u, p_i, bias, max(1, int(np.diff(starts).max())))
+    attention = model.memory.attend(p_u, settings.temperature, centred=settings.centred)
+    items = networks.embeddings(phi, p_i)
+    shared = networks.share(phi, rows, p_u, attention, items[-1], bias, max(1, int(np.diff(starts).max())))
     given = kernels.Given(
         known=shared.known,
         item_of=batch.item_of.numpy(),
@@ -82,11 +86,11 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     tasks, queries = batch.query_items.shape
     found = kernels.Found.of(tasks, queries, shared.prior.shape[1], p_u.dtype)
     kernels.adapt(given, found)
-    mixing = torch.from_numpy(shared.mixing) if model.settings.task_memory else None
+    mixing = torch.from_numpy(shared.mixing) if settings.task_memory else None
     prediction = Prediction(
         score=torch.from_numpy(found.score),
         variance=torch.from_numpy(found.variance),
-        attention=torch.from_numpy(shared.attention),
+        attention=torch.from_numpy(attention),
         p_u=torch.from_numpy(p_u),
         theta_u=[],
         mixing=mixing,
@@ -94,20 +98,17 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         last_layer=torch.from_numpy(kernels.side_by_side(found.mean, len(task))),
         last_layer_prior=torch.from_numpy(shared.profile_prior.take(task, 0)),
     )
-    return prediction, Solved(phi, rows, p_u, p_i, shared, given, found)
+    return prediction, Solved(phi, rows, p_u, attention, p_i, items, shared, given, found)
 
 
 def rows_of(model: Mamo) -> networks.Rows:
-    """What is read of the memories, as the loops take it."""
+    """What attention reads of the memories, as the loops take it."""
     settings, memory = model.settings, model.memory
     gradient, mixing = memory.gradient.numpy(), memory.mixing.numpy().reshape(len(memory.mixing), -1)
     return networks.Rows(
-        profile=memory.profile.numpy(),
-        centre=memory.centre.numpy() if settings.centred else np.zeros_like(memory.centre.numpy()),
         gradient=gradient if settings.feature_memory else gradient[:0],
         mixing=mixing if settings.task_memory else mixing[:0],
         weights=memory.weights.numpy(),
-        temperature=settings.temperature,
         tau=settings.tau,
     )
 
@@ -129,7 +130,9 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
         solved.rows,
         solved.shared,
         solved.p_u,
+        solved.attention,
         solved.p_i,
+        solved.items,
         item_of,
         user_ends,
         item_ends,

@@ -12,7 +12,7 @@ import numpy as np
 
 from model.compiled import borrowing, compiled
 from model.products import multiply, take_product, through
-from model.rowkernels import RELU, activate, lift
+from model.rowkernels import activate, copy, lift
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -51,27 +51,21 @@ def scores(way: Way, p_i: Floats, start: Floats) -> Floats:
 @borrowing
 def pass_through(way: Way, p_i: Floats, start: Floats, likeness: Floats, values: Floats, found: Floats) -> None:
     """The loop of `scores`; ``likeness`` (TOGETHER, r) and ``values`` (2, TOGETHER, d) are room."""
-    floored, factors = way.activation == RELU, way.rows.shape[1] > 0
     for begin in range(0, len(p_i), TOGETHER):
         n = min(TOGETHER, len(p_i) - begin)
-        rows, into = p_i[begin : begin + n], values[0, :n]
-        if factors:
-            alike, began = likeness[:n], start[begin : begin + n]
+        rows, at = p_i[begin : begin + n], 0
+        if way.rows.shape[1] > 0:
+            alike, into = likeness[:n], values[0, :n]
             multiply(rows, way.rows, alike)
             lift(alike)
             for place in range(n):
-                for k in range(values.shape[2]):
-                    values[0, place, k] = began[place, k]
+                copy(start[begin + place], into[place])
             take_product(alike, way.learned, into)
-            activate(values, 0, n, way.activation)
         else:
-            through(rows, way.first, way.first_bias, into, floored)
-            if not floored:
-                activate(values, 0, n, way.activation)
-        at = 0
+            through(rows, way.first, way.first_bias, values[0, :n], False)  # noqa: FBT003  what is compiled has no names
         for layer in range(len(way.weights)):
-            through(values[at, :n], way.weights[layer], way.biases[layer : layer + 1], values[1 - at, :n], floored)
+            activate(values, at, n, way.activation)
+            through(values[at, :n], way.weights[layer], way.biases[layer : layer + 1], values[1 - at, :n], False)  # noqa: FBT003
             at = 1 - at
-            if not floored:
-                activate(values, at, n, way.activation)
-        through(values[at, :n], way.last, way.last_bias, found[begin : begin + n], False)  # noqa: FBT003  what is compiled has no names
+        activate(values, at, n, way.activation)
+        through(values[at, :n], way.last, way.last_bias, found[begin : begin + n], False)  # noqa: FBT003

@@ -14,9 +14,8 @@ import numpy as np
 
 from model.compiled import borrowing, compiled
 from model.lanes import LANES
-from model.memory import attend
 from model.products import multiply, take_product, through, turn
-from model.rowkernels import activate, before
+from model.rowkernels import activate, add, before, copy
 
 if TYPE_CHECKING:
     from model.kernels import Floats, Numbers
@@ -39,23 +38,18 @@ class Phi(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is read of the memories; of those that the settings leave out no rows."""
+    """What attention reads of the memories; of those that the settings leave out no rows."""
 
-    profile: Floats  # M_P (K, d_u)
-    centre: Floats  # (d_u,), 0 where profiles are not centred
     gradient: Floats  # M_U (K, size of theta_u)
     mixing: Floats  # M_UI (K, 2 d_e d_e)
     weights: Floats  # M_w (K, F)
-    temperature: float
     tau: float
 
 
 class Shared(NamedTuple):
     """What adaptation starts from."""
 
-    attention: Floats  # (U, K)
     users: Floats  # (n, U, d_e), what comes out of each layer of the user network
-    items: Floats  # (n, I, d_e)
     known: Floats  # (I, W), to_user (U, F, F), prior (U, F), decay and prior_precision: see `model.kernels.Given`
     to_user: Floats
     prior: Floats
@@ -159,19 +153,9 @@ def of_theta(layers: Numbers, x: Floats, values: Floats, at: Floats, row: int, i
 
 @borrowing
 def take(values: Floats, which: Numbers, into: Floats) -> None:
-    """Fill rows (m, k) with those of values that ``which`` (m,) says."""
+    """Fill rows (m, k) with the first k numbers of those rows of values that ``which`` (m,) says."""
     for place in range(len(which)):
-        of = which[place]
-        for k in range(into.shape[1]):
-            into[place, k] = values[of, k]
-
-
-@borrowing
-def first_numbers(values: Floats, into: Floats) -> None:
-    """Fill rows (m, k) with the first k numbers of rows of more."""
-    for place in range(len(into)):
-        for k in range(into.shape[1]):
-            into[place, k] = values[place, k]
+        copy(values[which[place]], into[place])
 
 
 @borrowing
@@ -190,8 +174,7 @@ def total(values: Floats, into: Floats) -> None:
     """Into (k,) the sum of rows (m, k)."""
     into[:] = 0
     for row in range(len(values)):
-        for k in range(len(into)):
-            into[k] += values[row, k]
+        add(values[row], into)
 
 
 @compiled
@@ -203,17 +186,15 @@ def embeddings(phi: Phi, p_i: Floats) -> Floats:
 
 
 @compiled
-def share(phi: Phi, rows: Rows, p_u: Floats, p_i: Floats, bias: Floats, longest: int) -> Shared:
-    """From the profiles of users (U, d_u) and items (I, d_i), and the items' biases (I,): Eq. 1, 3, 4, 7 and 9, and the prior.
+def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bias: Floats, longest: int) -> Shared:
+    """From users' profiles (U, d_u) and attention (U, K), and items' e_i (I, d_e) and biases (I,): Eq. 1, 7 and 9, and the prior.
 
     ``longest`` is the length of the longest support.
     """
     vector, kind, starts = phi.vector, p_u.dtype, phi.starts
-    m, count, d, f = len(p_u), len(p_i), phi.size, phi.size + 1
-    users = np.empty((len(phi.user), m, d), kind)
-    attention, room = attend(p_u, rows.profile, rows.centre, rows.temperature), np.empty(m * phi.user[:, 1].max(), kind)
+    m, count, d, f = len(p_u), len(e_i), phi.size, phi.size + 1
+    users, room = np.empty((len(phi.user), m, d), kind), np.empty(m * phi.user[:, 1].max(), kind)
     forward(vector, phi.user, phi.activation, p_u, kind.type(rows.tau) * attention, rows.gradient, room, users)
-    items = embeddings(phi, p_i)
 
     e_u, prior, of_profile = users[-1], np.empty((m, f), kind), np.empty((m, f), kind)
     weight, of_prior = starts[PRIOR_WEIGHT], starts[PRIOR_BIAS]
@@ -235,27 +216,18 @@ def share(phi: Phi, rows: Rows, p_u: Floats, p_i: Floats, bias: Floats, longest:
                 to_user[place, k, k] = 1
 
     # What is known of items, and how much an interaction tells of them.
-    known, e_i, mean = np.zeros((count, -(-(d + 2) // LANES) * LANES), kind), items[-1], vector[starts[MEAN]]
+    known, mean = np.zeros((count, -(-(d + 2) // LANES) * LANES), kind), vector[starts[MEAN]]
     for item in range(count):
-        row = known[item]
         for k in range(d):
-            row[k] = e_i[item, k]
-        row[d] = 1
-        row[d + 1] = -(bias[item] + mean)
+            known[item, k] = e_i[item, k]
+        known[item, d] = 1
+        known[item, d + 1] = -(bias[item] + mean)
     precision, decay = math.exp(vector[starts[LOG_PRECISION]]), np.empty(longest, kind)
-    slope = 0.0 if starts[RECENCY] < 0 else softplus(vector[starts[RECENCY]])
+    slope = 0.0 if starts[RECENCY] < 0 else np.logaddexp(vector[starts[RECENCY]], 0.0)
     for newer in range(longest):
         decay[newer] = precision * math.exp(-slope * math.log1p(newer))
     prior_precision = np.exp(vector[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f])
-    return Shared(
-        attention, users, items, known, to_user, prior, of_profile, remembered, mixing, decay, prior_precision, 1 / kind.type(precision)
-    )
-
-
-@borrowing
-def softplus(x: float) -> float:
-    """Log (1 + e^x)."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+    return Shared(users, known, to_user, prior, of_profile, remembered, mixing, decay, prior_precision, 1 / kind.type(precision))
 
 
 @borrowing
@@ -288,7 +260,9 @@ def bring_back(
     rows: Rows,
     shared: Shared,
     p_u: Floats,
+    attention: Floats,
     p_i: Floats,
+    items: Floats,
     item_of: Numbers,
     user_ends: Numbers,
     item_ends: Numbers,
@@ -300,7 +274,7 @@ def bring_back(
 ) -> Back:
     """The way back through `share`, from what `model.kernels.pull` finds, for groups whose users and items end there.
 
-    ``item_of`` (J,) is which of the items each is; ``writers`` (W,) are the users who write.
+    ``items`` are those of `embeddings`, ``item_of`` (J,) is which of them each is; ``writers`` (W,) are the users who write.
     """
     vector, kind, starts, groups = phi.vector, p_u.dtype, phi.starts, len(user_ends)
     m, count, d, f, nobody = len(p_u), len(item_of), phi.size, phi.size + 1, np.zeros((0, 0), p_u.dtype)
@@ -321,7 +295,7 @@ def bring_back(
                 for i in range(d):
                     into[i] += constant[j] * mixing[j, i]
     at_p_u, at_p_i = np.empty((m, d_u), kind), np.empty((count, d_i), kind)
-    by = kind.type(rows.tau) * shared.attention
+    by = kind.type(rows.tau) * attention
     backward(vector, phi.user, phi.activation, shared.users, by, rows.gradient, room, at_users, at_p_u)
 
     # Items, each as often as groups have it.
@@ -332,8 +306,8 @@ def bring_back(
     )
     take(p_i, item_of, x)
     for layer in range(len(of_items) - 1):
-        take(shared.items[layer], item_of, of_items[layer])
-    first_numbers(at_known, at_items[-1])
+        take(items[layer], item_of, of_items[layer])
+    take(at_known, np.arange(count), at_items[-1])
     backward(vector, phi.item, phi.activation, of_items, nobody, nobody, room, at_items, at_p_i)
 
     user = item = 0

@@ -165,9 +165,10 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         at = packed((-1 if begin is None else begin for begin in begins), count, np.int64)
         events = np.flatnonzero(at < 0).tolist()
         asked = by_text([query_items[task] for task in events], [query_ratings[task] for task in events], items)
+    for interactions in (held, asked):
+        interactions[:, 1] = brought(interactions[:, 1], scale)
     numbered = number(held, ends, lengths, at, queries, asked, sizes, items.cells)
     item_rows, item_weights = items.encoded(numbered.distinct)
-    ratings, asked_ratings = (brought(values, scale) for values in (numbered.ratings, numbered.query_ratings))
     return Batch(
         users=[names[task] for task in firsts.tolist()],
         user_of=torch.from_numpy(user_of),
@@ -176,9 +177,9 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_of=torch.from_numpy(numbered.item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(ratings).to(dtype), torch.from_numpy(numbered.starts)),
+        support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(numbered.ratings).to(dtype), torch.from_numpy(numbered.starts)),
         query_items=torch.from_numpy(numbered.query_items),
-        query_ratings=torch.from_numpy(asked_ratings * numbered.query_mask).to(dtype),
+        query_ratings=torch.from_numpy(numbered.query_ratings).to(dtype),
         query_mask=torch.from_numpy(numbered.query_mask).to(dtype),
         tasks_of=slices(sizes.cumsum().tolist()),
         users_of=slices(user_ends.tolist()),
