@@ -41,7 +41,7 @@ def inlined(function: Loops) -> Loops:
 
 
 def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options of Numba's
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | more
+    options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy", "fastmath": {"contract"}} | more
     try:
         made = njit(cache=True, **options)(function)
     except RuntimeError:  # No place to keep it.

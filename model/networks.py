@@ -199,7 +199,8 @@ def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bia
     e_u, prior, of_profile = users[-1], np.empty((m, f), kind), np.empty((m, f), kind)
     weight, of_prior = starts[PRIOR_WEIGHT], starts[PRIOR_BIAS]
     through(e_u, vector[weight : weight + d * f].reshape(d, f), vector[of_prior : of_prior + f].reshape(1, f), of_profile, False)  # noqa: FBT003
-    prior[:] = of_profile
+    for place in range(m):
+        copy(of_profile[place], prior[place])
     to_user, remembered, mixing = np.zeros((m, f, f), kind), np.zeros((0, f), kind), np.zeros((0, d, 2 * d), kind)
     if len(rows.mixing):
         remembered, mixing = np.empty((m, f), kind), np.empty((m, d, 2 * d), kind)
@@ -307,7 +308,8 @@ def bring_back(
     take(p_i, item_of, x)
     for layer in range(len(of_items) - 1):
         take(items[layer], item_of, of_items[layer])
-    take(at_known, np.arange(count), at_items[-1])
+    for item in range(count):
+        copy(at_known[item], at_items[-1, item])
     backward(vector, phi.item, phi.activation, of_items, nobody, nobody, room, at_items, at_p_i)
 
     user = item = 0
@@ -325,7 +327,7 @@ def bring_back(
         for place in range(item, item_end):
             into[starts[MEAN]] -= at_known[place, f]
         into[starts[LOG_PRECISION]] = of_group[group, f]
-        into[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f] = of_group[group, :f]
+        copy(of_group[group], into[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f])
         if starts[RECENCY] >= 0:
             into[starts[RECENCY]] = of_group[group, f + 1] / (1 + math.exp(-vector[starts[RECENCY]]))
         user, item = user_end, item_end
