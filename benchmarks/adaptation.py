@@ -33,12 +33,15 @@ from benchmarks.gradient_peers import bare, by_lean_loop, by_loop, by_vmap
 from benchmarks.measuring import in_a_row, machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
+from consumers.histories import history_of_encoded
 from model.catalogue import Catalogue
 from model.history import History
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate, predict
 from model.settings import PRESETS, FeatureSchema, ModelSettings
 from model.tasks import Task
+from streaming.codec import encode
+from streaming.events import Support
 
 RESULTS = Path("benchmarks/results/adaptation.json")
 LARGE = Path("benchmarks/results/large-catalogue.json")
@@ -63,13 +66,15 @@ class Work(NamedTuple):
     size: int = 0
     """d_e under `paper`; 0 is `default`, at its own."""
     steps: int = 0
-    kept: bool = False
-    """Whether ids were looked up before, as a worker keeps them for users whom it has rehearsed."""
+    ids: Literal["encoded", "texts", "places"] = "encoded"
+    """How the ids of supports are given: in encoded support sets, as a worker reads them; as Python's texts; or looked up before, as a
+    worker keeps them for users whom it has rehearsed."""
 
 
 WORKS = [
     Work("default: adapt and score, support 50, 256 users", 256, 50, 1, learning=False),
-    Work("default: the same, ids looked up before", 256, 50, 1, learning=False, kept=True),
+    Work("default: the same, ids as texts of Python's", 256, 50, 1, learning=False, ids="texts"),
+    Work("default: the same, ids looked up before", 256, 50, 1, learning=False, ids="places"),
     Work("default: adapt and score, support 50, 16 users", 16, 50, 1, learning=False),
     Work("default: meta-update, support 50, 10 queries, 64 users", 64, 50, 10, learning=True),
     Work("default: meta-update, support 100, 1 query, 512 users", 512, 100, 1, learning=True),
@@ -88,9 +93,13 @@ def tasks(work: Work, rng: np.random.Generator) -> list[Task]:
         drawn = rng.choice(ITEMS, work.support + work.query, replace=False, p=weights / weights.sum())
         ratings = rng.integers(1, 6, len(drawn)).astype(float).tolist()
         items = [f"i{item}" for item in drawn]
-        n = work.support
-        history = History.of(items, ratings) if work.kept else None
-        made.append(Task(f"u{user}", items[:n], ratings[:n], items[n:], ratings[n:], history))
+        n, support = work.support, (items[: work.support], ratings[: work.support])
+        if work.ids == "encoded":
+            interactions = [(item, rating, place) for place, (item, rating) in enumerate(zip(*support, strict=True))]
+            read = history_of_encoded(encode(Support(interactions, ("interactions", 0, n), n, user)))
+            made.append(Task(f"u{user}", read.items, read.ratings, items[n:], ratings[n:]))
+        else:
+            made.append(Task(f"u{user}", *support, items[n:], ratings[n:], History.of(items, ratings) if work.ids == "places" else None))
     return made
 
 

@@ -51,7 +51,7 @@ class _Open(NamedTuple):
     """A question that is being worked on; the support set as a task has it."""
 
     request: Request
-    support: tuple[Sequence[str], list[float]]
+    support: tuple[Sequence[str], Sequence[float]]
     candidates: Sequence[str]
     best: list[ItemScore]
 

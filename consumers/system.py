@@ -21,6 +21,7 @@ from consumers.versions import Versions
 from consumers.wire import gradient_from_wire, gradient_to_wire, rows_to_wire
 from consumers.worker import Worker
 from model import checkpoint
+from model.history import rated
 from model.mamo import Mamo
 from model.meta import Optimiser, adapt, differentiate
 from model.tasks import Task
@@ -57,7 +58,7 @@ def compile_loops(settings: Settings) -> None:
     (gradient,), writing = differentiate(model, adapt(model, [task], learning=True), [""])
     writes = writing.composed()
     history = history_of_encoded(encode(Support([("", settings.rating.minimum, 0)], ("", 0, 0), 1, 0)))
-    history.rated(model.items)
+    rated([history], model.items)
     model.items.places(list(map(str, range(64))))  # More than the index of their ids has room for at first.
     model.items.set("0", None)
     history.and_then("another", settings.rating.minimum, 1)

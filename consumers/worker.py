@@ -243,11 +243,7 @@ class Worker:
         earlier = sets.append(event.user, event, source)
         if not earlier:  # New, or dropped meanwhile to make room.
             history = history_of(None)
-        after = history.and_then(event.item, event.rating, sets.size)
-        if after is not None:
-            after_events[event.user] = after
-        else:
-            after_events.pop(event.user, None)
+        after_events[event.user] = history.and_then(event.item, event.rating, sets.size)
         return Taken(event, source, earlier, Task(event.user, history.items, history.ratings, [event.item], [event.rating], history))
 
     def _learn(self, partition: Partition, taken: Sequence[Taken], end: int) -> Learned:

@@ -1,12 +1,17 @@
-"""What a user did, as tasks are made of it."""
+"""What users did, as tasks are made of it."""
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
+from model.numbering import packed
 from model.profiles import Profiles
+from model.texts import Texts, joined
 
 NOTHING = np.empty((0, 2))
 
@@ -14,56 +19,95 @@ NOTHING = np.empty((0, 2))
 class History:
     """What a user rated, oldest first and each item once, which remembers where its items stand among a model's profiles.
 
-    ``whole`` says that nothing was left out for being rated again: only then `and_then` can tell what comes next.
+    Of an item rated again the latest rating counts, in its place. ``numbers`` say which of the user's interactions each is, counted from
+    any, for only so many of the last are kept, those that count no longer included.
     """
 
-    __slots__ = ("_before", "at_hand", "epoch", "items", "ratings", "whole")
+    __slots__ = ("at_hand", "before", "epoch", "items", "left_out", "numbers", "ratings")
 
-    def __init__(self, items: Sequence[str], ratings: list[float], *, whole: bool = False, before: History | None = None) -> None:
+    def __init__(self, items: list[str] | Texts, ratings: array[float], numbers: list[int]) -> None:
         self.items = items
         self.ratings = ratings
-        self.whole = whole
-        self._before = before
+        self.numbers = numbers
         self.at_hand = NOTHING
         self.epoch: object = None
         """What `rated` found last, and the `Profiles.epoch` for which it holds."""
+        self.before: History | None = None
+        self.left_out = 0, -1
+        """Until then, what this one is one interaction longer than; how many of its first it lacks, and the place of one rated again."""
 
     @classmethod
-    def of(cls, items: list[str], ratings: list[float]) -> History:
-        """The history of interactions, oldest first: of an item rated again the latest rating counts, in its place."""
-        last = {item: place for place, item in enumerate(items)}
+    def of(cls, items: list[str], ratings: Iterable[float]) -> History:
+        """The history of interactions, oldest first."""
+        last, given = {item: place for place, item in enumerate(items)}, array("d", ratings)
         if len(last) == len(items):
-            return cls(items, ratings, whole=True)
+            return cls(items, given, list(range(len(items))))
         kept = sorted(last.values())
-        return cls([items[place] for place in kept], [ratings[place] for place in kept])
+        return cls([items[place] for place in kept], array("d", [given[place] for place in kept]), kept)
 
-    def rated(self, profiles: Profiles) -> np.ndarray:
-        """`Profiles.places` of the items, looked up once for as long as they hold, and the ratings: (n, 2).
-
-        Both as float64, which holds every place exactly, so that a part of a history is one slice.
-        """
-        if self.epoch is not profiles.epoch:
-            before, self._before = self._before, None
-            if before is not None and before.epoch is profiles.epoch:
-                # Events come in bursts of one user, whose histories differ by one interaction each.
-                last = (profiles.places(self.items[-1:])[0], self.ratings[-1])
-                self.at_hand = np.concatenate([before.rated(profiles)[len(before.items) + 1 - len(self.items) :], [last]])
-            else:
-                self.at_hand = np.empty((len(self.items), 2))
-                self.at_hand[:, 0] = profiles.places(self.items)
-                self.at_hand[:, 1] = self.ratings
-            self.epoch = profiles.epoch
-        return self.at_hand
-
-    def and_then(self, item: str, rating: float, size: int) -> History | None:
-        """The history after one more interaction, of which the last ``size`` are kept; None where that has to be found out anew."""
-        if not self.whole or item in self.items:
-            return None
-        first = max(0, len(self.items) + 1 - size)
-        return History([*self.items[first:], item], [*self.ratings[first:], rating], whole=True, before=self)
+    def and_then(self, item: str, rating: float, size: int) -> History:
+        """The history after one more interaction, of which the last ``size`` are kept."""
+        number = self.numbers[-1] + 1 if self.numbers else 0
+        first, again = bisect_left(self.numbers, number + 1 - size), place_of(item, self.items)
+        items, ratings, numbers = self.items[first:], self.ratings[first:], self.numbers[first:]
+        if again >= first:
+            del items[again - first], ratings[again - first], numbers[again - first]
+        items.append(item)
+        ratings.append(rating)
+        numbers.append(number)
+        after = History(items, ratings, numbers)
+        after.before, after.left_out = self, (first, again)
+        return after
 
 
-def rated(histories: Iterable[History], profiles: Profiles) -> list[np.ndarray]:
-    """`History.rated` of each; most are at hand, and a call for each would take longer than all else that is done with them."""
+def place_of(item: str, items: Sequence[str]) -> int:
+    """The place of an item among others, -1 where it is not."""
+    if isinstance(items, Texts):
+        return items.find(item)
+    return items.index(item) if item in items else -1
+
+
+def rated(histories: Sequence[History], profiles: Profiles) -> list[np.ndarray]:
+    """Of each history `Profiles.places` of its items, looked up once for as long as they hold, and its ratings: (n, 2).
+
+    Both as float64, which holds every place exactly, so that a part of a history is one slice.
+    """
     epoch = profiles.epoch
-    return [history.at_hand if history.epoch is epoch else history.rated(profiles) for history in histories]
+    anew, longer = dict[History, None](), dict[History, None]()
+    # Events come in bursts of one user, whose histories differ by one interaction each.
+    for history in histories:
+        if history.epoch is not epoch and history not in anew:
+            before = history.before
+            follows = before is not None and (before.epoch is epoch or before in anew or before in longer)
+            (longer if follows else anew)[history] = None
+    # Those whose items lie where they were read, and those of texts: together, all would have to be made texts.
+    for alike in ([one for one in anew if isinstance(one.items, Texts)], [one for one in anew if not isinstance(one.items, Texts)]):
+        interactions = by_text([history.items for history in alike], [history.ratings for history in alike], profiles)
+        begin = 0
+        for history in alike:
+            end = begin + len(history.ratings)
+            # A copy, or each would hold on to what all of them take.
+            history.at_hand, history.epoch, history.before = interactions[begin:end].copy(), epoch, None
+            begin = end
+    if longer:
+        last = by_text([[history.items[-1] for history in longer]], [array("d", [history.ratings[-1] for history in longer])], profiles)
+        for place, history in enumerate(longer):
+            assert history.before is not None  # noqa: S101
+            first, again = history.left_out
+            kept = history.before.at_hand[first:]
+            if again >= first:
+                kept = np.delete(kept, again - first, 0)
+            history.at_hand, history.epoch, history.before = np.concatenate([kept, last[place : place + 1]]), epoch, None
+    return [history.at_hand for history in histories]
+
+
+def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> np.ndarray:
+    """Places of items, looked up, and their ratings, part after part: (n, 2), as `rated` has them."""
+    texts = [part for part in keys if isinstance(part, Texts)]
+    places = items.places(joined(texts) if texts and len(texts) == len(keys) else list(chain.from_iterable(keys)))
+    found = np.empty((len(places), 2))
+    found[:, 0] = places
+    arrays = [part for part in ratings if isinstance(part, array)]
+    known = b"".join(arrays) if len(arrays) == len(ratings) else packed(chain.from_iterable(ratings), len(places), np.float64)
+    found[:, 1] = np.frombuffer(known, np.float64)
+    return found

@@ -67,7 +67,7 @@ def texts_of(buffer: Bytes, at: int) -> tuple[Numbers, int]:
         start, at = text_at(buffer, at)
         if at < 0:
             return spans, -1
-        spans[place] = start, at
+        spans[place, 0], spans[place, 1] = start, at
     return spans, at
 
 
@@ -89,7 +89,7 @@ def rows_of(buffer: Bytes, at: int) -> tuple[Numbers, Ratings, int]:
         start, at = text_at(buffer, at + 1)
         if at < 0 or at + 10 > left or buffer[at] != 0xCB:
             return spans, floats, -1
-        spans[place] = start, at
+        spans[place, 0], spans[place, 1] = start, at
         bits[place] = 0
         for k in range(8):
             bits[place] = (bits[place] << np.uint64(8)) | np.uint64(buffer[at + 1 + k])
@@ -110,7 +110,7 @@ def array_of(buffer: Bytes, texts: Numbers) -> Bytes:
     into = np.empty(5 + (texts[:, 1] - texts[:, 0]).sum() + 5 * len(texts), np.uint8)
     at = head(into, 0, len(texts), 0x90, 16, 0xDC - 1)
     for place in range(len(texts)):
-        start, end = texts[place]
+        start, end = texts[place, 0], texts[place, 1]
         at = head(into, at, end - start, 0xA0, 32, 0xD9)
         for k in range(start, end):
             into[at] = buffer[k]

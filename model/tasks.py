@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.history import History, rated
+from model.history import History, by_text, rated
 from model.numbering import number, number_once, packed, slices
 from model.profiles import Profiles
 from model.settings import RATINGS
@@ -155,7 +155,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     user_of, firsts, user_ends = number_once(of_users, sizes, users.cells)
     user_rows, user_weights = users.encoded(of_users[firsts])
 
-    lengths, queries = (packed(map(len, parts), count, np.int64) for parts in (support_items, query_items))
+    lengths, queries = (packed(map(len, parts), count, np.int64) for parts in (support_ratings, query_ratings))
     if None in histories:
         held, ends, at = by_text(support_items, support_ratings, items), lengths.cumsum(), np.full(count, -1)
         asked = by_text(query_items, query_ratings, items)
@@ -193,12 +193,3 @@ def brought(ratings: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
         return ratings
     (low, high), (least, most) = scale, RATINGS
     return least + (ratings - low) * ((most - least) / (high - low))
-
-
-def by_text(keys: Sequence[Sequence[str]], ratings: Sequence[Sequence[float]], items: Profiles) -> np.ndarray:
-    """Places of the items of all tasks, looked up, and their ratings: (n, 2), as `History.rated` has them."""
-    places = items.places(list(chain.from_iterable(keys)))
-    found = np.empty((len(places), 2))
-    found[:, 0] = places
-    found[:, 1] = packed(chain.from_iterable(ratings), len(places), np.float64)
-    return found

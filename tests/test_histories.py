@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from consumers import histories
 from consumers.histories import Histories, history_of
-from model.history import History
+from model.history import History, rated
 from model.profiles import Profiles
 from model.settings import Feature
 from model.tables import Table
@@ -36,10 +38,8 @@ def test_the_history_after_an_event_is_that_of_the_support_set_after_it(events: 
         before = history_of(sets.get(user))
         sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at))
         after, expected = before.and_then(f"i{item}", float(rating), size), history_of(sets.get(user))
-        if after is not None:
-            assert (after.items, after.ratings) == (expected.items, expected.ratings)
-        else:
-            assert not before.whole or f"i{item}" in before.items
+        assert (after.items, after.ratings) == (expected.items, expected.ratings)
+        assert np.diff(after.numbers).tolist() == np.diff(expected.numbers).tolist()
 
 
 @given(EVENTS)
@@ -67,10 +67,7 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
         assert sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at)) == (before.earlier if before else 0)
         expected = history_of(sets.get(user))
         assert (list(history.items), history.ratings) == (history_of(before).items, history_of(before).ratings)
-        after = history.and_then(f"i{item}", float(rating), 5)
-        after_events.pop(user, None)
-        if after is not None:
-            after_events[user] = after
+        after_events[user] = history.and_then(f"i{item}", float(rating), 5)
         if at in ends:
             changes = sets.changes()
             sets.begin(changes)
@@ -82,7 +79,7 @@ def test_what_events_led_to_is_given_until_the_next(events: list[tuple[str, int,
             sets.commit()
             found = kept.of(sets, user)
             assert (list(found.items), found.ratings) == (expected.items, expected.ratings)
-            assert user not in led_to or found is led_to[user]
+            assert found is led_to[user]
 
 
 def test_of_more_users_than_are_kept_those_looked_at_longest_ago_are_made_anew_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,35 +108,44 @@ def test_places_are_looked_up_again_when_they_no_longer_hold() -> None:
     for at, item in enumerate([3, 1, 2]):
         sets.append("ann", interaction("ann", item, 4, at), ("interactions", 0, at))
     history = history_of(sets.get("ann"))
-    rated = history.rated(items)
-    places, ratings = rated.T
-    assert history.rated(items) is rated
+    (known,) = rated([history], items)
+    places, ratings = known.T
+    assert rated([history], items)[0] is known
     assert ratings.tolist() == [4.0, 4.0, 4.0]
     items.set("i3", {})
     items.set("i3", None)
     assert items.places(["new"])[0] == places[0], "the place of i3 is given to another"
-    assert history.rated(items)[:, 0].tolist() == items.places(["i3", "i1", "i2"]).tolist()
-    before = history.rated(items)
+    assert rated([history], items)[0][:, 0].tolist() == items.places(["i3", "i1", "i2"]).tolist()
+    (before,) = rated([history], items)
     items.table.clear()
     items.begin()
     items.places(["i9"])
-    assert history.rated(items) is not before
-    np.testing.assert_array_equal(history.rated(items)[:, 0], items.places(["i3", "i1", "i2"]))
+    assert rated([history], items)[0] is not before
+    np.testing.assert_array_equal(rated([history], items)[0][:, 0], items.places(["i3", "i1", "i2"]))
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=12), st.integers(1, 6), st.sets(st.integers(0, 12)))
-def test_what_a_history_knows_of_its_places_goes_over_to_the_next(events: list[tuple[int, int]], size: int, asked: set[int]) -> None:
-    items = profiles()
-    history = History([], [], whole=True)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), max_size=16), st.integers(1, 6), st.sets(st.integers(0, 16)), st.randoms())
+def test_what_histories_know_of_their_places_goes_over_to_the_next(
+    events: list[tuple[int, int]], size: int, asked: set[int], random: random.Random
+) -> None:
+    items, every, waiting = profiles(), [History.of([], [])], list[History]()
     for at, (item, rating) in enumerate(events):
-        if at in asked:
-            history.rated(items)
-        after = history.and_then(f"i{item}", float(rating), size)
-        if after is None:
-            continue
-        history = after
+        every.append(every[-1].and_then(f"i{item}", float(rating), size))
         if at % 5 == 3:  # The places given so far no longer hold.
             items.set(f"i{item}", {})
             items.set(f"i{item}", None)
-    expected = np.array([items.places(history.items), history.ratings]).T
-    np.testing.assert_array_equal(history.rated(items), expected.reshape(-1, 2))
+        waiting += every[-2:]
+        if at in asked:
+            if at % 2:
+                random.shuffle(waiting)
+            for history, found in zip(waiting, rated(waiting, items), strict=True):
+                np.testing.assert_array_equal(found, beside(history, items))
+            waiting = []
+    for history, found in zip(every, rated(every, items), strict=True):
+        np.testing.assert_array_equal(found, beside(history, items))
+        assert history.before is None
+
+
+def beside(history: History, items: Profiles) -> np.ndarray:
+    """Places of items one by one, and ratings."""
+    return np.array([(items.places([item])[0], rating) for item, rating in zip(history.items, history.ratings, strict=True)]).reshape(-1, 2)

@@ -20,7 +20,7 @@ import model.texts
 import streaming.codec
 from consumers.histories import history_of, history_of_encoded
 from consumers.wire import rows_from_wire, rows_to_wire
-from model.history import History
+from model.history import History, rated
 from model.packing import begin_of, byte, rows_of, text_at, texts_of
 from model.profiles import Profiles
 from model.settings import Feature
@@ -179,14 +179,51 @@ def test_nothing_is_read_outside_of_what_an_index_holds(monkeypatch: pytest.Monk
         index.remove(f"g{number}")
     index.add("", 2)
     assert len(index._keys) < 5000, "else it would show nothing"
-    for name in ("hashed", "same", "same_half", "number_in", "find"):
+    for name in ("word", "hashed", "same", "same_words", "same_half", "number_in", "find"):
         monkeypatch.setattr(f"model.texts.{name}", as_python(getattr(model.texts, name)))
-    asked = texts(["unknown", "zero", "", "g39"])
+    monkeypatch.setattr("model.texts.loaded", eight_bytes)
+    monkeypatch.setattr("model.texts.mixed", lambda left, right: folded(int(left) * int(right)))
+    asked = texts(["unknown", "zero", "", "g39", "of more than one word", "g1"])
     with np.errstate(over="ignore"):
         found, unknown = as_python(model.texts.numbers_of)(
             asked.bytes, asked.spans, model.texts.SECRET, index._keys, index._spans, index._slots
         )
-    assert (found.tolist(), unknown) == ([-1, -1, 2, -1], 3)
+    assert (found.tolist(), unknown) == ([-1, -1, 2, -1, -1, -1], 5)
+
+
+def eight_bytes(buffer: np.ndarray, at: int) -> np.uint64:
+    """As `model.words.loaded`, where they are all there."""
+    assert 0 <= at <= len(buffer) - 8
+    return np.uint64(int.from_bytes(bytes(buffer[at : at + 8]), "little"))
+
+
+def folded(product: int) -> np.uint64:
+    """The halves of a product, one xor the other."""
+    return np.uint64(product >> 64 ^ product & 2**64 - 1)
+
+
+@given(st.binary(max_size=40), st.data())
+def test_hashes_and_comparisons_are_of_the_bytes_alone_wherever_they_lie(text: bytes, data: st.DataObject) -> None:
+    before, behind = data.draw(st.binary(max_size=12)), data.draw(st.binary(max_size=12))
+    there, alone = np.frombuffer(before + text + behind, np.uint8), np.frombuffer(text, np.uint8)
+    start, end, secret = len(before), len(before) + len(text), np.uint64(data.draw(st.integers(0, 2**64 - 1)))
+    expected = secret ^ np.uint64(len(text))
+    for at in range(0, len(text), 8):
+        expected = folded(int(expected ^ np.uint64(int.from_bytes(text[at : at + 8], "little"))) * 0x9E3779B97F4A7C15)
+    assert (
+        np.uint64(model.texts.hashed(there, start, end, secret)) == expected == np.uint64(model.texts.hashed(alone, 0, end - start, secret))
+    )
+    assert model.texts.same(there, start, end, alone, 0, len(alone))
+    for place in range(len(text)):
+        other = bytearray(text)
+        other[place] ^= 1 << data.draw(st.integers(0, 7))
+        assert not model.texts.same(there, start, end, np.frombuffer(other, np.uint8), 0, len(other))
+        assert not model.texts.same(there, start, end, alone, 0, place)
+
+
+@given(st.lists(st.lists(IDS, max_size=5), max_size=6))
+def test_texts_joined_are_those_of_all_parts(parts: list[list[str]]) -> None:
+    assert list(model.texts.joined([texts(part) for part in parts])) == [text for part in parts for text in part]
 
 
 @given(ROWS)
@@ -194,14 +231,12 @@ def test_an_encoded_support_set_gives_the_history_that_the_decoded_one_gives(row
     value = encode(support(rows))
     found, expected = history_of_encoded(value), history_of(decode(value, Support, what="support set"))
     assert isinstance(found.items, Texts) == all(item.isascii() for item, _, _ in rows)
-    assert (list(found.items), found.ratings, found.whole) == (expected.items, expected.ratings, expected.whole)
-    np.testing.assert_array_equal(found.rated(profiles()), expected.rated(profiles()))
+    assert (list(found.items), found.ratings, found.numbers) == (expected.items, expected.ratings, expected.numbers)
+    np.testing.assert_array_equal(rated([found], profiles())[0], rated([expected], profiles())[0])
     for item in ("i1", "new"):
         after, wanted = found.and_then(item, 4.0, 5), expected.and_then(item, 4.0, 5)
-        assert (after is None) == (wanted is None)
-        if after is not None and wanted is not None:
-            assert (list(after.items), after.ratings) == (list(wanted.items), wanted.ratings)
-            np.testing.assert_array_equal(after.rated(profiles()), wanted.rated(profiles()))
+        assert (after.items, after.ratings, after.numbers) == (wanted.items, wanted.ratings, wanted.numbers)
+        np.testing.assert_array_equal(rated([after], profiles())[0], rated([wanted], profiles())[0])
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 300, 70_000])
@@ -222,7 +257,7 @@ def test_what_is_damaged_is_taken_or_refused_as_the_decoder_does(rows: list[tupl
             history = how(bytes(value))
         except (Malformed, FormatMismatch) as error:
             return type(error)
-        return list(history.items), np.array(history.ratings).tobytes(), history.whole
+        return list(history.items), np.array(history.ratings).tobytes(), history.numbers
 
     assert read(history_of_encoded) == read(lambda damaged: history_of(decode(damaged, Support, what="support set")))
 
@@ -276,7 +311,7 @@ from consumers.system import compile_loops
 from model import packing, texts
 compile_loops(Settings())
 # Python never calls these.
-inner = {"hashed", "same", "byte", "begin_of", "text_at", "head", "same_half", "number_in", "rows_of", "last_of_each"}
+inner = {"word", "hashed", "same", "same_words", "byte", "begin_of", "text_at", "head", "same_half", "number_in", "rows_of", "last_of_each"}
 loops = {name: loop for name, loop in (vars(texts) | vars(packing)).items() if hasattr(loop, "signatures")}
 print("not compiled:", *(name for name, loop in loops.items() if name not in inner and not loop.signatures))
 """
@@ -353,11 +388,9 @@ def test_places_are_the_same_however_they_are_asked_for() -> None:
 
 def test_a_history_of_texts_goes_on_from_event_to_event() -> None:
     items = profiles()
-    history: History | None = history_of_encoded(encode(support([("a", 1.0, 1), ("b", 2.0, 2)])))
+    history = history_of_encoded(encode(support([("a", 1.0, 1), ("b", 2.0, 2)])))
     for number, item in enumerate(["c", "d", "e"]):
-        assert history is not None
-        history.rated(items)
+        rated([history], items)
         history = history.and_then(item, float(number), 3)
-    assert history is not None
     assert history.items == ["c", "d", "e"]
-    assert history.rated(items)[:, 0].tolist() == items.places(["c", "d", "e"]).tolist()
+    assert rated([history], items)[0][:, 0].tolist() == items.places(["c", "d", "e"]).tolist()
