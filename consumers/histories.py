@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from streaming.metrics import Metrics
     from streaming.support import SupportSets
 
-MOST = 8192
-"""Users kept, some 10 KB each at 100 interactions; of more, those looked at longest ago are made anew."""
+MOST = 16_384
+"""Users kept, 5 to 11 KB each at 100 interactions; of more, those looked at longest ago are made anew."""
 
 BEGINS, NONE = b"\x86\xacinteractions", b"\x90"
 """How an encoded support set begins, and an array of nothing: a MessagePack map of `Support`'s six fields in their order."""
@@ -87,8 +87,8 @@ def history_of_encoded(value: bytes) -> History:
     What does not look as it is written by us, and what stands behind the items, is left to the decoder. Raises as `decode` does.
     """
     if value.startswith(BEGINS):
-        spans, ratings, numbers, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
+        spans, ratings, numbers, count, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
         if end >= 0:
             decode(BEGINS + NONE + value[end:], Support, what="support set")
-            return History(Texts(value, spans), array("d", ratings.tobytes()), numbers.tolist())
+            return History(Texts(value, spans), array("d", ratings.tobytes()), range(count) if len(numbers) == count else numbers.tolist())
     return history_of(decode(value, Support, what="support set"))

@@ -25,7 +25,7 @@ class History:
 
     __slots__ = ("at_hand", "before", "epoch", "items", "left_out", "numbers", "ratings")
 
-    def __init__(self, items: list[str] | Texts, ratings: array[float], numbers: list[int]) -> None:
+    def __init__(self, items: list[str] | Texts, ratings: array[float], numbers: range | list[int]) -> None:
         self.items = items
         self.ratings = ratings
         self.numbers = numbers
@@ -41,7 +41,7 @@ class History:
         """The history of interactions, oldest first."""
         last, given = {item: place for place, item in enumerate(items)}, array("d", ratings)
         if len(last) == len(items):
-            return cls(items, given, list(range(len(items))))
+            return cls(items, given, range(len(items)))
         kept = sorted(last.values())
         return cls([items[place] for place in kept], array("d", [given[place] for place in kept]), kept)
 
@@ -51,11 +51,11 @@ class History:
         first, again = bisect_left(self.numbers, number + 1 - size), place_of(item, self.items)
         items, ratings, numbers = self.items[first:], self.ratings[first:], self.numbers[first:]
         if again >= first:
-            del items[again - first], ratings[again - first], numbers[again - first]
+            del items[again - first], ratings[again - first]
+            numbers = [*numbers[: again - first], *numbers[again - first + 1 :]]
         items.append(item)
         ratings.append(rating)
-        numbers.append(number)
-        after = History(items, ratings, numbers)
+        after = History(items, ratings, range(number - len(numbers), number + 1) if isinstance(numbers, range) else [*numbers, number])
         after.before, after.left_out = self, (first, again)
         return after
 

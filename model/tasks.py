@@ -65,13 +65,13 @@ def cut(users: Sequence[str], histories: Sequence[History], query: int, generato
 
     The query is what follows, ``query`` interactions at most. Every place is as likely a cut, the first too, where a new user stands.
     """
-    cuts = generator.integers(np.array([len(history.items) for history in histories], np.int64)).tolist()
+    cuts = generator.integers(np.array([len(history.ratings) for history in histories], np.int64)).tolist()
     return [
         Task(
             user,
             Part(history.items, 0, at),
-            Part(history.ratings, 0, at),
-            Part(history.items, at, min(at + query, len(history.items))),
+            history.ratings[:at],
+            Part(history.items, at, min(at + query, len(history.ratings))),
             history.ratings[at : at + query],
             history,
             at,

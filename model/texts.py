@@ -319,10 +319,10 @@ def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
 
 
 @compiled
-def last_rows_of(buffer: Bytes, at: int, secret: np.uint64) -> tuple[Numbers, Ratings, Numbers, int]:
-    """As `rows_of`, of rows with the same text the last; and which of the rows these are."""
+def last_rows_of(buffer: Bytes, at: int, secret: np.uint64) -> tuple[Numbers, Ratings, Numbers, int, int]:
+    """As `rows_of`, of rows with the same text the last; which of the rows these are, and how many rows there were."""
     texts, floats, end = rows_of(buffer, at)
-    last = last_of_each(buffer, texts, secret) if end >= 0 else np.arange(0)
-    if len(last) < len(texts):
+    count, last = len(texts), last_of_each(buffer, texts, secret) if end >= 0 else np.arange(0)
+    if len(last) < count:
         texts, floats = texts[last], floats[last]
-    return texts, floats, last, end
+    return texts, floats, last, count, end

@@ -39,7 +39,7 @@ def test_the_history_after_an_event_is_that_of_the_support_set_after_it(events: 
         sets.append(user, interaction(user, item, rating, at), ("interactions", 0, at))
         after, expected = before.and_then(f"i{item}", float(rating), size), history_of(sets.get(user))
         assert (after.items, after.ratings) == (expected.items, expected.ratings)
-        assert np.diff(after.numbers).tolist() == np.diff(expected.numbers).tolist()
+        assert np.diff(list(after.numbers)).tolist() == np.diff(list(expected.numbers)).tolist()
 
 
 @given(EVENTS)

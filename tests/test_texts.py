@@ -231,11 +231,11 @@ def test_an_encoded_support_set_gives_the_history_that_the_decoded_one_gives(row
     value = encode(support(rows))
     found, expected = history_of_encoded(value), history_of(decode(value, Support, what="support set"))
     assert isinstance(found.items, Texts) == all(item.isascii() for item, _, _ in rows)
-    assert (list(found.items), found.ratings, found.numbers) == (expected.items, expected.ratings, expected.numbers)
+    assert (list(found.items), found.ratings, list(found.numbers)) == (expected.items, expected.ratings, list(expected.numbers))
     np.testing.assert_array_equal(rated([found], profiles())[0], rated([expected], profiles())[0])
     for item in ("i1", "new"):
         after, wanted = found.and_then(item, 4.0, 5), expected.and_then(item, 4.0, 5)
-        assert (after.items, after.ratings, after.numbers) == (wanted.items, wanted.ratings, wanted.numbers)
+        assert (after.items, after.ratings, list(after.numbers)) == (wanted.items, wanted.ratings, list(wanted.numbers))
         np.testing.assert_array_equal(rated([after], profiles())[0], rated([wanted], profiles())[0])
 
 
@@ -257,7 +257,7 @@ def test_what_is_damaged_is_taken_or_refused_as_the_decoder_does(rows: list[tupl
             history = how(bytes(value))
         except (Malformed, FormatMismatch) as error:
             return type(error)
-        return list(history.items), np.array(history.ratings).tobytes(), history.numbers
+        return list(history.items), np.array(history.ratings).tobytes(), list(history.numbers)
 
     assert read(history_of_encoded) == read(lambda damaged: history_of(decode(damaged, Support, what="support set")))
 
