@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
 
+ANSWER_SECONDS = 0.005
+"""What a log takes to answer with what it has."""
+
 logger = structlog.get_logger()
 
 
@@ -137,7 +140,8 @@ def read(
     with system.metrics.stage("poll"):
         records = reader.poll(settings.micro_batch, wait, only)
         whole = len(records) == settings.micro_batch
-        ends = cut + settings.linger_ms / 1000
+        # A client asks once more only when what it was answered is taken: of what came during a long step it has the first few at hand.
+        ends = max(cut + settings.linger_ms / 1000, time.monotonic() + ANSWER_SECONDS) if cut else 0.0
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
