@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
 
-ANSWER_SECONDS = 0.005
-"""What a log takes to answer with what it has."""
+AT_HAND_SECONDS, ANSWER_SECONDS = 0.001, 0.005
+"""What it takes to be given records that were there before one asked, and those that a log has and is asked for."""
 
 logger = structlog.get_logger()
 
@@ -138,10 +138,11 @@ def read(
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
-        records = reader.poll(settings.micro_batch, wait, only)
-        whole = len(records) == settings.micro_batch
-        # A client asks once more only when what it was answered is taken: of what came during a long step it has the first few at hand.
-        ends = max(cut + settings.linger_ms / 1000, time.monotonic() + ANSWER_SECONDS) if cut else 0.0
+        asked, records = time.monotonic(), reader.poll(settings.micro_batch, wait, only)
+        whole, now, ends = len(records) == settings.micro_batch, time.monotonic(), cut + settings.linger_ms / 1000
+        if cut and now - asked < AT_HAND_SECONDS:
+            # A client asks once more only when what it was answered is taken: of what came during a long step it has the first few.
+            ends = max(ends, now + ANSWER_SECONDS)
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.
