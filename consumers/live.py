@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 LAG_SECONDS = 1.0
 """Time between two looks at how much is waiting."""
 
-AT_HAND_SECONDS, ANSWER_SECONDS = 0.001, 0.005
-"""What it takes to be given records that were there before one asked, and those that a log has and is asked for."""
+ANSWER_SECONDS = 0.005
+"""What a log takes to answer with what it has."""
 
 logger = structlog.get_logger()
 
@@ -64,7 +64,7 @@ def open_worker(system: System, stack: ExitStack) -> tuple[Worker, Requests, Rea
 
 def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader: Reader, member: Member, moving: Moving) -> None:
     """Step after step, until stopped."""
-    topic, looked, cut = system.topics["interactions"].name, 0.0, 0.0
+    topic, looked, cut, stepped = system.topics["interactions"].name, 0.0, 0.0, False
     beat, assignment = partial(system.heard, member), member.assignment()
     while not stop:
         system.health.beat()
@@ -84,7 +84,8 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
         wait_ms = system.settings.worker.linger_ms if worker.under_way else system.settings.worker.poll_timeout_ms
         wait = 0.0 if worker.ahead else 0.001 if requests or moving.busy else wait_ms / 1000
         try:
-            batches, behind = read(system, reader, requests.without_full(worker.held, topic), 0.0 if worker.ahead else cut, wait)
+            only, begin = requests.without_full(worker.held, topic), 0.0 if worker.ahead else cut
+            batches, behind = read(system, reader, only, begin, wait, stepped=stepped and not worker.ahead)
         except OffsetOutOfRange as error:
             read_from = [TopicPartition(name, number) for name in (topic, requests.topic) for number in worker.held]
             if not overtaken(system, reader, read_from):
@@ -94,6 +95,7 @@ def score(system: System, stop: Stop, worker: Worker, requests: Requests, reader
             commit_all(worker, assignment)
             moving.start_over()
             continue
+        stepped = bool(batches)
         if batches:
             cut = time.monotonic()
         elif not worker.ahead:
@@ -128,21 +130,21 @@ def commit_all(worker: Worker, assignment: Assignment) -> None:
 
 
 def read(
-    system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float
+    system: System, reader: Reader, only: list[TopicPartition] | None, cut: float, wait: float, *, stepped: bool
 ) -> tuple[dict[TopicPartition, list[Record]], bool]:
     """The next records of interactions and requests: as many as make a micro-batch, or what has come a linger after the last ``cut``.
 
     Of the partitions ``only``, None for all. The first of them is waited for ``wait`` seconds. While a step takes longer than a linger,
-    the next micro-batch fills meanwhile and nobody waits for more of it. Returns as well whether a partition is behind: whether a whole
-    one of its events was at hand at once.
+    the next micro-batch fills meanwhile and nobody waits for more of it than a log takes to answer: ``stepped`` says that there was a step
+    since they were read last. Returns as well whether a partition is behind: whether a whole one of its events was at hand at once.
     """
     settings = system.settings.worker
     with system.metrics.stage("poll"):
-        asked, records = time.monotonic(), reader.poll(settings.micro_batch, wait, only)
-        whole, now, ends = len(records) == settings.micro_batch, time.monotonic(), cut + settings.linger_ms / 1000
-        if cut and now - asked < AT_HAND_SECONDS:
+        records, ends = reader.poll(settings.micro_batch, wait, only), cut + settings.linger_ms / 1000
+        whole = len(records) == settings.micro_batch
+        if stepped:
             # A client asks once more only when what it was answered is taken: of what came during a long step it has the first few.
-            ends = max(ends, now + ANSWER_SECONDS)
+            ends = max(ends, time.monotonic() + ANSWER_SECONDS)
         while records and len(records) < settings.micro_batch and (left := ends - time.monotonic()) > 0:
             records += reader.poll(settings.micro_batch - len(records), left, only)
     # A second poll may go on with a partition of the first; a partition's records then belong together again.

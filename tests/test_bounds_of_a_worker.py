@@ -119,7 +119,7 @@ def test_requests_are_read_as_fast_as_they_are_answered(tmp_path: Path) -> None:
         reader.assign({events: position} | requests.start(worker.held))
         most = 0
         for _ in range(8):
-            batches, _ = read(system, reader, requests.without_full(worker.held, "interactions"), 0.0, 0.0)
+            batches, _ = read(system, reader, requests.without_full(worker.held, "interactions"), 0.0, 0.0, stepped=False)
             requests.take(batches.get(TopicPartition("requests", 0), []))
             most = max(most, len(requests))
         assert requests.at_once <= most <= requests.at_once + 256
