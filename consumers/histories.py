@@ -87,8 +87,8 @@ def history_of_encoded(value: bytes) -> History:
     What does not look as it is written by us, and what stands behind the items, is left to the decoder. Raises as `decode` does.
     """
     if value.startswith(BEGINS):
-        spans, ratings, numbers, count, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
+        spans, ratings, numbers, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
         if end >= 0:
             decode(BEGINS + NONE + value[end:], Support, what="support set")
-            return History(Texts(value, spans), array("d", ratings.tobytes()), range(count) if len(numbers) == count else numbers.tolist())
+            return History(Texts(value, spans), array("d", ratings.tobytes()), array("q", numbers.tobytes()))
     return history_of(decode(value, Support, what="support set"))

@@ -61,7 +61,6 @@ def compile_loops(settings: Settings) -> None:
     rated([history], model.items)
     model.items.places(list(map(str, range(64))))  # More than the index of their ids has room for at first.
     model.items.set("0", None)
-    history.and_then("another", settings.rating.minimum, 1)
     gradient = gradient_from_wire(gradient.queries, *gradient_to_wire(gradient))
     if gradient.finite() and (writes is None or writes.finite()):
         optimiser = Optimiser(model)

@@ -41,6 +41,7 @@ def inlined(function: Loops) -> Loops:
 
 
 def _compiled(function: Loops, **more: Any) -> Loops:  # noqa: ANN401  options of Numba's
+    # Nobody calls them from C.
     options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True, "error_model": "numpy", "fastmath": {"contract"}} | more
     try:
         made = njit(cache=True, **options)(function)

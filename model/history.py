@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -25,7 +25,7 @@ class History:
 
     __slots__ = ("at_hand", "before", "epoch", "items", "left_out", "numbers", "ratings")
 
-    def __init__(self, items: list[str] | Texts, ratings: array[float], numbers: range | list[int]) -> None:
+    def __init__(self, items: list[str] | Texts, ratings: array[float], numbers: array[int]) -> None:
         self.items = items
         self.ratings = ratings
         self.numbers = numbers
@@ -33,38 +33,31 @@ class History:
         self.epoch: object = None
         """What `rated` found last, and the `Profiles.epoch` for which it holds."""
         self.before: History | None = None
-        self.left_out = 0, -1
-        """Until then, what this one is one interaction longer than; how many of its first it lacks, and the place of one rated again."""
+        self.left_out = 0, list[int]()
+        """Until then, what this one is one interaction longer than; how many of its first are left out, and which behind them."""
 
     @classmethod
-    def of(cls, items: list[str], ratings: Iterable[float]) -> History:
+    def of(cls, items: list[str], ratings: Sequence[float]) -> History:
         """The history of interactions, oldest first."""
-        last, given = {item: place for place, item in enumerate(items)}, array("d", ratings)
-        if len(last) == len(items):
-            return cls(items, given, range(len(items)))
-        kept = sorted(last.values())
-        return cls([items[place] for place in kept], array("d", [given[place] for place in kept]), kept)
+        kept = sorted({item: place for place, item in enumerate(items)}.values())
+        if len(kept) < len(items):
+            items, ratings = [items[place] for place in kept], [ratings[place] for place in kept]
+        return cls(items, array("d", ratings), array("q", kept))
 
     def and_then(self, item: str, rating: float, size: int) -> History:
         """The history after one more interaction, of which the last ``size`` are kept."""
         number = self.numbers[-1] + 1 if self.numbers else 0
-        first, again = bisect_left(self.numbers, number + 1 - size), place_of(item, self.items)
+        first = bisect_left(self.numbers, number + 1 - size)
         items, ratings, numbers = self.items[first:], self.ratings[first:], self.numbers[first:]
-        if again >= first:
-            del items[again - first], ratings[again - first]
-            numbers = [*numbers[: again - first], *numbers[again - first + 1 :]]
+        again = [items.index(item)] if item in items else []
+        for place in again:
+            del items[place], ratings[place], numbers[place]
         items.append(item)
         ratings.append(rating)
-        after = History(items, ratings, range(number - len(numbers), number + 1) if isinstance(numbers, range) else [*numbers, number])
+        numbers.append(number)
+        after = History(items, ratings, numbers)
         after.before, after.left_out = self, (first, again)
         return after
-
-
-def place_of(item: str, items: Sequence[str]) -> int:
-    """The place of an item among others, -1 where it is not."""
-    if isinstance(items, Texts):
-        return items.find(item)
-    return items.index(item) if item in items else -1
 
 
 def rated(histories: Sequence[History], profiles: Profiles) -> list[np.ndarray]:
@@ -90,13 +83,13 @@ def rated(histories: Sequence[History], profiles: Profiles) -> list[np.ndarray]:
             history.at_hand, history.epoch, history.before = interactions[begin:end].copy(), epoch, None
             begin = end
     if longer:
-        last = by_text([[history.items[-1] for history in longer]], [array("d", [history.ratings[-1] for history in longer])], profiles)
+        last = by_text([[history.items[-1] for history in longer]], [[history.ratings[-1] for history in longer]], profiles)
         for place, history in enumerate(longer):
             assert history.before is not None  # noqa: S101
             first, again = history.left_out
             kept = history.before.at_hand[first:]
-            if again >= first:
-                kept = np.delete(kept, again - first, 0)
+            if again:
+                kept = np.delete(kept, again, 0)
             history.at_hand, history.epoch, history.before = np.concatenate([kept, last[place : place + 1]]), epoch, None
     return [history.at_hand for history in histories]
 

@@ -196,11 +196,10 @@ def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bia
     users, room = np.empty((len(phi.user), m, d), kind), np.empty(m * phi.user[:, 1].max(), kind)
     forward(vector, phi.user, phi.activation, p_u, kind.type(rows.tau) * attention, rows.gradient, room, users)
 
-    e_u, prior, of_profile = users[-1], np.empty((m, f), kind), np.empty((m, f), kind)
+    e_u, of_profile = users[-1], np.empty((m, f), kind)
     weight, of_prior = starts[PRIOR_WEIGHT], starts[PRIOR_BIAS]
     through(e_u, vector[weight : weight + d * f].reshape(d, f), vector[of_prior : of_prior + f].reshape(1, f), of_profile, False)  # noqa: FBT003
-    for place in range(m):
-        copy(of_profile[place], prior[place])
+    prior = of_profile.copy()
     to_user, remembered, mixing = np.zeros((m, f, f), kind), np.zeros((0, f), kind), np.zeros((0, d, 2 * d), kind)
     if len(rows.mixing):
         remembered, mixing = np.empty((m, f), kind), np.empty((m, d, 2 * d), kind)

@@ -30,6 +30,7 @@ FIRST = 2
 """What stands in the lower half of a slot: nothing, that a key was here, or the number of one, from `FIRST` on."""
 
 WHOLE, ODD = np.uint64(2**64 - 1), np.uint64(0x9E3779B97F4A7C15)
+"""All bits of a word; what hashes multiply by, whose bits look like chance."""
 
 SECRET = np.uint64(secrets.randbits(64))
 """Where hashes begin in this process: nobody can send ids that all fall on the same slots."""
@@ -49,13 +50,6 @@ class Texts(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self[:])
-
-    def __contains__(self, text: object) -> bool:
-        return isinstance(text, str) and self.find(text) >= 0
-
-    def find(self, text: str) -> int:
-        """The first place of a text, -1 where it is not."""
-        return place_of(self.bytes, self.spans, np.frombuffer(text.encode(), np.uint8))
 
     @overload
     def __getitem__(self, place: int) -> str: ...
@@ -173,20 +167,19 @@ def hashed(buffer: Bytes, start: int, end: int, secret: np.uint64) -> np.uint64:
 def same(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int, other_end: int) -> bool:
     """Whether two texts are the same bytes."""
     size = end - start
+    if size != other_end - other_start:
+        return False
     # Most are short, and apart from the rest this becomes part of whoever asks: a third of the time.
     if 0 < size <= 8 and start + 8 <= len(buffer) and other_start + 8 <= len(others):
-        apart = (loaded(buffer, start) ^ loaded(others, other_start)) & (WHOLE >> np.uint64(64 - 8 * size))
-        return size == other_end - other_start and apart == 0
-    return same_words(buffer, start, end, others, other_start, other_end)
+        return bool((loaded(buffer, start) ^ loaded(others, other_start)) & (WHOLE >> np.uint64(64 - 8 * size)) == 0)
+    return same_words(buffer, start, end, others, other_start)
 
 
 @borrowing
-def same_words(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int, other_end: int) -> bool:
-    """As `same`, of texts of any length anywhere."""
-    if end - start != other_end - other_start:
-        return False
+def same_words(buffer: Bytes, start: int, end: int, others: Bytes, other_start: int) -> bool:
+    """As `same`, of texts of one length, any, anywhere."""
     at, beside = start, other_start - start
-    while at < end and word(buffer, at, end) == word(others, at + beside, other_end):
+    while at < end and word(buffer, at, end) == word(others, at + beside, end + beside):
         at += 8
     return at >= end
 
@@ -288,15 +281,6 @@ def numbers_of(buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, sp
     return found, unknown
 
 
-@borrowing
-def place_of(buffer: Bytes, texts: Numbers, text: Bytes) -> int:
-    """The first place of a text among those (n, 2) in ``buffer``, -1 where it is not."""
-    for place in range(len(texts)):
-        if same(buffer, texts[place, 0], texts[place, 1], text, 0, len(text)):
-            return place
-    return -1
-
-
 @compiled
 def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
     """The places of those of the texts (n, 2) in ``buffer`` that do not come again, in order."""
@@ -319,10 +303,10 @@ def last_of_each(buffer: Bytes, texts: Numbers, secret: np.uint64) -> Numbers:
 
 
 @compiled
-def last_rows_of(buffer: Bytes, at: int, secret: np.uint64) -> tuple[Numbers, Ratings, Numbers, int, int]:
-    """As `rows_of`, of rows with the same text the last; which of the rows these are, and how many rows there were."""
+def last_rows_of(buffer: Bytes, at: int, secret: np.uint64) -> tuple[Numbers, Ratings, Numbers, int]:
+    """As `rows_of`, of rows with the same text the last; and which of the rows these are."""
     texts, floats, end = rows_of(buffer, at)
-    count, last = len(texts), last_of_each(buffer, texts, secret) if end >= 0 else np.arange(0)
-    if len(last) < count:
+    last = last_of_each(buffer, texts, secret) if end >= 0 else np.arange(0)
+    if len(last) < len(texts):
         texts, floats = texts[last], floats[last]
-    return texts, floats, last, count, end
+    return texts, floats, last, end
