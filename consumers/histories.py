@@ -90,5 +90,5 @@ def history_of_encoded(value: bytes) -> History:
         spans, ratings, numbers, end = last_rows_of(np.frombuffer(value, np.uint8), len(BEGINS), SECRET)
         if end >= 0:
             decode(BEGINS + NONE + value[end:], Support, what="support set")
-            return History(Texts(value, spans), array("d", ratings.tobytes()), array("q", numbers.tobytes()))
+            return History(Texts(value, array("q", spans.tobytes())), array("d", ratings.tobytes()), array("q", numbers.tobytes()))
     return history_of(decode(value, Support, what="support set"))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from model import engine, networks, steps
+from model import engine, kernels, networks, steps
 from model.fastweights import Networks
 from model.itemscores import Way, scores
 from model.mamo import Mamo
@@ -249,10 +249,10 @@ class Catalogue:
     def _by_table(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
         batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
-        prediction, solved = engine.solve(model, batch)
-        w, to_user = prediction.last_layer, torch.from_numpy(solved.given.to_user)
-        assert w is not None  # noqa: S101  the closed form has one
-        own = pad((to_user[batch.user_of] @ w[..., None])[..., 0], (0, 1), value=1.0)
+        _, solved = engine.solve(model, batch)
+        found = solved.found
+        of_users = kernels.side_by_side((found.to_user * found.mean[:, None]).sum(2), len(tasks))
+        own = pad(torch.from_numpy(of_users), (0, 1), value=1.0)
         for place, block in self._all():
             torch.mm(own, block.table.T, out=scores[:, place])
 

@@ -76,7 +76,9 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         starts=starts,
         decay=shared.decay,
         user_of=task,
-        to_user=shared.to_user,
+        e_u=shared.users[-1],
+        attention=attention,
+        mixing=rows.mixing,
         prior=shared.prior,
         prior_precision=shared.prior_precision,
         query_items=batch.query_items.numpy(),
@@ -86,15 +88,14 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     tasks, queries = batch.query_items.shape
     found = kernels.Found.of(tasks, queries, shared.prior.shape[1], p_u.dtype)
     kernels.adapt(given, found)
-    mixing = torch.from_numpy(shared.mixing) if settings.task_memory else None
     prediction = Prediction(
         score=torch.from_numpy(found.score),
         variance=torch.from_numpy(found.variance),
         attention=torch.from_numpy(attention),
         p_u=torch.from_numpy(p_u),
         theta_u=[],
-        mixing=mixing,
-        mixing_read=mixing,
+        mixing=None,
+        mixing_read=None,
         last_layer=torch.from_numpy(kernels.side_by_side(found.mean, len(task))),
         last_layer_prior=torch.from_numpy(shared.profile_prior.take(task, 0)),
     )

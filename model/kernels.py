@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import compiled
-from model.lanes import LANES, accumulate, add, condition, scale, slopes, substitute, through_users
+from model.lanes import LANES, accumulate, add, condition, join, scale, slopes, substitute, through_users
 from model.products import multiply
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ class Given(NamedTuple):
     """(n,), N of an interaction by how many are newer."""
     user_of: Numbers
     """(B,)."""
-    to_user: Floats
-    """(U, F, F), T."""
+    e_u: Floats
+    """(U, d_e), likewise ``attention`` (U, K)."""
+    attention: Floats
+    mixing: Floats
+    """(K, 2 d_e d_e), M_UI; without task memory no rows."""
     prior: Floats
     """(U, F), w0."""
     prior_precision: Floats
@@ -100,7 +103,9 @@ def side_by_side(values: Floats, tasks: int) -> Floats:
 @compiled
 def adapt(given: Given, found: Found) -> None:
     """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
-    known, item_of, items, ratings, starts, decay, user_of, to_user, prior, prior_precision, query_items, queries, noise = given
+    known, item_of, items, ratings, starts, decay, user_of, e_u, attention, mixing, prior, prior_precision, query_items, queries, noise = (
+        given
+    )
     score, variance, mean, spread, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
@@ -109,6 +114,8 @@ def adapt(given: Given, found: Found) -> None:
     # The right-hand sides: t, and each query's features.
     sides = np.empty((1 + most, f, LANES), kind)
     on_query, squared, one = np.empty(LANES, kind), np.empty(LANES, kind), kind.type(1)
+    embedded, attended = np.zeros((f - 1, LANES), kind), np.zeros((len(mixing), LANES), kind)
+    mixed = np.empty((mixing.shape[1], LANES), kind)
     for block in range(len(mean)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
@@ -116,7 +123,6 @@ def adapt(given: Given, found: Found) -> None:
         sides[:] = 0
         if lanes < LANES:
             s[:] = 0
-            t[:] = 0
         for lane in range(lanes):
             task = begin + lane
             first, count = starts[task], starts[task + 1] - starts[task]
@@ -134,12 +140,16 @@ def adapt(given: Given, found: Found) -> None:
                 sides[0, i, lane] = prior_precision[i] * prior[user, i]
                 for j in range(f):
                     s[i, j, lane] = gram[i, j]
-                    t[i, j, lane] = to_user[user, i, j]
+            for k in range(f - 1):
+                embedded[k, lane] = e_u[user, k]
+            for row in range(len(mixing)):
+                attended[row, lane] = attention[user, row]
             for query in range(queries[task]):
                 of_item = known[item_of[query_items[task, query]]]
                 for k in range(f):
                     right[1 + query, k, lane] = of_item[k]
 
+        join(mixing, attended, embedded, mixed, t)
         condition(s, t, prior_precision, right[: 1 + asked], sides[: 1 + asked], own, a, inverse)
         for query in range(asked):
             on_query[:] = 0
@@ -171,7 +181,7 @@ def pull(
     Into ``at_known`` (J, W), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
     precision, and at minus the exponent of recency.
     """
-    known, item_of, items, ratings, starts, decay, user_of, _, prior, prior_precision, query_items, queries, noise = given
+    known, item_of, items, ratings, starts, decay, user_of, _, _, _, prior, prior_precision, query_items, queries, noise = given
     _, _, mean, spread, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most = len(starts) - 1, query_items.shape[1]

@@ -17,6 +17,7 @@ from numba.core import cgutils as code  # its builders of loops and variables
 from numba.extending import intrinsic
 
 from model.compiled import compiled
+from model.products import multiply, spread
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -64,15 +65,6 @@ subtract = _sum_of_products(lambda builder, total, product: builder.fsub(total, 
 """Out -= sum_k left[k] right[k], likewise."""
 
 
-def spread(builder: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
-    """A number in all places of a register of so many."""
-    nothing, zeros = (
-        ir.Constant(ir.VectorType(value.type, width), ir.Undefined),
-        ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width),
-    )
-    return builder.shuffle_vector(builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0)), nothing, zeros)
-
-
 def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
     """A function (into, by, row) of rows of a multiple of `LANES` numbers, that writes by row, or adds it ``onto`` what is there."""
 
@@ -103,6 +95,27 @@ scale = _by_number(onto=False)
 
 accumulate = _by_number(onto=True)
 """Into += by row."""
+
+
+@compiled
+def join(mixing: Floats, attended: Floats, embedded: Floats, mixed: Floats, t: Floats) -> None:
+    """Fill T (F, F, LANES) of the users of `LANES` tasks, where [e_i, 1] T = [M_uI [e_u, e_i], 1]; without rows in M_UI it changes nothing.
+
+    ``mixing`` (K, 2 d_e d_e) is M_UI, ``attended`` (K, LANES) a_u, ``embedded`` (d_e, LANES) e_u; ``mixed`` (2 d_e d_e, LANES) is room for
+    M_uI.
+    """
+    d = len(embedded)
+    t[:] = 0
+    for k in range(d if len(mixing) else 0, d + 1):
+        for lane in range(LANES):
+            t[k, k, lane] = 1
+    if len(mixing):
+        multiply(mixing.T, attended, mixed)
+        for j in range(d):
+            of_user, of_item = 2 * d * j, 2 * d * j + d
+            add(t[d, j], mixed[of_user:of_item], embedded)
+            for i in range(d):
+                scale(t[i, j], t.dtype.type(1), mixed[of_item + i])
 
 
 @compiled

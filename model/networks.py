@@ -50,12 +50,10 @@ class Shared(NamedTuple):
     """What adaptation starts from."""
 
     users: Floats  # (n, U, d_e), what comes out of each layer of the user network
-    known: Floats  # (I, W), to_user (U, F, F), prior (U, F), decay and prior_precision: see `model.kernels.Given`
-    to_user: Floats
+    known: Floats  # (I, W), prior (U, F), decay and prior_precision: see `model.kernels.Given`
     prior: Floats
     profile_prior: Floats  # (U, F), what the profile alone predicts of w
     remembered: Floats  # (U, F), what M_w holds for users like these; no rows without task memory
-    mixing: Floats  # (U, d_e, 2 d_e), M_uI, likewise
     decay: Floats
     prior_precision: Floats
     noise: np.floating
@@ -200,20 +198,14 @@ def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bia
     weight, of_prior = starts[PRIOR_WEIGHT], starts[PRIOR_BIAS]
     through(e_u, vector[weight : weight + d * f].reshape(d, f), vector[of_prior : of_prior + f].reshape(1, f), of_profile, False)  # noqa: FBT003
     prior = of_profile.copy()
-    to_user, remembered, mixing = np.zeros((m, f, f), kind), np.zeros((0, f), kind), np.zeros((0, d, 2 * d), kind)
+    remembered = np.zeros((0, f), kind)
     if len(rows.mixing):
-        remembered, mixing = np.empty((m, f), kind), np.empty((m, d, 2 * d), kind)
+        remembered = np.empty((m, f), kind)
         multiply(attention, rows.weights, remembered)
-        multiply(attention, rows.mixing, mixing.reshape(m, 2 * d * d))
         gate = vector[starts[GATE] : starts[GATE] + f]
         for place in range(m):
             for k in range(f):
                 prior[place, k] += gate[k] * remembered[place, k]
-        join(mixing, e_u, to_user)
-    else:
-        for place in range(m):
-            for k in range(f):
-                to_user[place, k, k] = 1
 
     # What is known of items, and how much an interaction tells of them.
     known, mean = np.zeros((count, -(-(d + 2) // LANES) * LANES), kind), vector[starts[MEAN]]
@@ -227,26 +219,12 @@ def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bia
     for newer in range(longest):
         decay[newer] = precision * math.exp(-slope * math.log1p(newer))
     prior_precision = np.exp(vector[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f])
-    return Shared(users, known, to_user, prior, of_profile, remembered, mixing, decay, prior_precision, 1 / kind.type(precision))
-
-
-@borrowing
-def join(mixing: Floats, e_u: Floats, to_user: Floats) -> None:
-    """Fill T (U, F, F), which is 0, from M_uI (U, d_e, 2 d_e) and e_u (U, d_e): [e_i, 1] T = [M_uI [e_u, e_i], 1]."""
-    users, d = e_u.shape
-    for user in range(users):
-        t, m = to_user[user], mixing[user]
-        t[d, d] = 1
-        for j in range(d):
-            t[d, j] = 0
-            for i in range(d):
-                t[i, j] = m[j, d + i]
-                t[d, j] += m[j, i] * e_u[user, i]
+    return Shared(users, known, prior, of_profile, remembered, decay, prior_precision, 1 / kind.type(precision))
 
 
 @borrowing
 def part_back(at_to_user: Floats, e_u: Floats, into: Floats) -> None:
-    """The way back through `join` to M_uI (d_e, 2 d_e), for one user."""
+    """The way back through `lanes.join` to M_uI (d_e, 2 d_e), for one user."""
     d = len(e_u)
     for j in range(d):
         for i in range(d):
@@ -288,12 +266,16 @@ def bring_back(
     turned = room[: f * d].reshape(f, d)
     turn(vector[starts[PRIOR_WEIGHT] : starts[PRIOR_WEIGHT] + d * f].reshape(d, f), turned)
     multiply(at_prior, turned, at_users[-1])
-    if len(shared.mixing):
+    task_memory = len(rows.mixing) > 0
+    if task_memory:
+        mixing = np.empty((m, 2 * d * d), kind)
+        multiply(attention, rows.mixing, mixing)
         for user in range(m):
-            into, constant, mixing = at_users[-1, user], at_to_user[user, d], shared.mixing[user]
+            into, constant = at_users[-1, user], at_to_user[user, d]
             for j in range(d):
+                of_user = mixing[user, 2 * d * j : 2 * d * j + d]
                 for i in range(d):
-                    into[i] += constant[j] * mixing[j, i]
+                    into[i] += constant[j] * of_user[i]
     at_p_u, at_p_i = np.empty((m, d_u), kind), np.empty((count, d_i), kind)
     by = kind.type(rows.tau) * attention
     backward(vector, phi.user, phi.activation, shared.users, by, rows.gradient, room, at_users, at_p_u)
@@ -319,7 +301,7 @@ def bring_back(
         weight = into[starts[PRIOR_WEIGHT] : starts[PRIOR_WEIGHT] + d * f].reshape(d, f)
         multiply(e_u[user:user_end].T, at_prior[user:user_end], weight)
         total(at_prior[user:user_end], into[starts[PRIOR_BIAS] : starts[PRIOR_BIAS] + f])
-        if len(shared.mixing):
+        if task_memory:
             for place in range(user, user_end):
                 for k in range(f):
                     into[starts[GATE] + k] += at_prior[place, k] * shared.remembered[place, k]
@@ -337,10 +319,10 @@ def bring_back(
 
     # Of users who write: theta_u, as if each had one of its own, and M_uI.
     theta = np.empty((len(writers), rows.gradient.shape[1]), kind)
-    of_mixing = np.empty((len(writers) if len(shared.mixing) else 0, d, 2 * d), kind)
+    of_mixing = np.empty((len(writers) if task_memory else 0, d, 2 * d), kind)
     for place in range(len(writers)):
         user = writers[place]
         of_theta(phi.user, p_u, shared.users, at_users, user, theta[place])
-        if len(shared.mixing):
+        if task_memory:
             part_back(at_to_user[user], e_u[user], of_mixing[place])
     return Back(vectors, at_p_u, of_features, theta, of_mixing)

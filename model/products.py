@@ -20,7 +20,6 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from model.compiled import borrowing
-from model.lanes import spread
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -38,6 +37,15 @@ TOGETHER = 4
 
 _CONTRACT = ("contract",)  # A product and a sum may be one instruction; nothing else of the order changes.
 _INT, _NUMBER = ir.IntType(32), ir.IntType(64)
+
+
+def spread(builder: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
+    """A number in all places of a register of so many."""
+    nothing, zeros = (
+        ir.Constant(ir.VectorType(value.type, width), ir.Undefined),
+        ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width),
+    )
+    return builder.shuffle_vector(builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0)), nothing, zeros)
 
 
 class _Matrix:

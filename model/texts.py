@@ -7,12 +7,14 @@ take longer than what is computed from them.
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 
 from model.compiled import borrowing, compiled
+from model.numbering import packed
 from model.packing import array_of, rows_of
 from model.words import loaded, mixed
 
@@ -39,14 +41,20 @@ SECRET = np.uint64(secrets.randbits(64))
 class Texts(Sequence[str]):
     """Texts in UTF-8: ``spans`` (n, 2) says where in ``buffer`` each begins and ends. One is made only when it is asked for."""
 
-    __slots__ = ("buffer", "spans")
+    __slots__ = ("bounds", "buffer")
 
-    def __init__(self, buffer: bytes | Bytes, spans: Numbers) -> None:
+    def __init__(self, buffer: bytes | Bytes, spans: Numbers | array[int]) -> None:
         self.buffer = buffer
-        self.spans = spans
+        self.bounds = spans if isinstance(spans, array) else spans.ravel()
+        """The spans, one number after the other: as an array of Python's where texts are few, of which many are `joined` sooner."""
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return len(self.bounds) // 2
+
+    @property
+    def spans(self) -> Numbers:
+        """Where each begins and ends, (n, 2)."""
+        return np.frombuffer(self.bounds, np.int64).reshape(-1, 2)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self[:])
@@ -76,11 +84,11 @@ class Texts(Sequence[str]):
 def joined(parts: Sequence[Texts]) -> Texts:
     """The texts of all parts, in one buffer. What else lies in theirs is copied with them."""
     # Arrays are as good as bytes here, but for their types.
-    buffers, spans = cast("list[bytes]", [part.buffer for part in parts]), cast("list[bytes]", [part.spans for part in parts])
-    sizes, counts = (np.fromiter(map(len, each), np.int64, len(parts)) for each in (buffers, spans))
+    buffers, bounds = cast("list[bytes]", [part.buffer for part in parts]), cast("list[bytes]", [part.bounds for part in parts])
+    sizes, counts = (packed(map(len, each), len(parts), np.int64) for each in (buffers, bounds))
     starts = np.repeat(sizes.cumsum() - sizes, counts)
     # Of arrays that small, half the time that numpy takes to put them together.
-    return Texts(b"".join(buffers), np.frombuffer(b"".join(spans), np.int64).reshape(-1, 2) + starts[:, None])
+    return Texts(b"".join(buffers), np.frombuffer(b"".join(bounds), np.int64) + starts)
 
 
 class Index:
