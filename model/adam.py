@@ -62,17 +62,18 @@ def follow_rows(
     Changes ``values`` (allotted, width) and ``moments`` (allotted, width + 1), of which the last is the step when a row was last touched.
     """
     width, kind = values.shape[1], values.dtype.type
-    unbiased, slowly, root = kind(1 / (1 - b2**count)), math.log(b2), math.sqrt(b2)
+    unbiased, slowly, root, now = kind(1 / (1 - b2**count)), math.log(b2), math.sqrt(b2), count % clock
     for place in range(len(rows)):
         row = rows[place]
         touched = moments[row, width]
-        waited = (count - touched) % clock
+        # Not modulo: of numbers with a fraction, as these are to the compiler, that takes as long as all the rest.
+        waited = now - touched + (clock if touched > now else 0)
         left = math.exp(slowly * waited)
         # The steps before the last pulled less, for the root of the second moment was larger by b2^-1/2 for each.
         pulled = rate * decay * (1 - math.sqrt(left)) / (1 - root) if touched > 0 else 0.0
         wait(values[row], moments[row, :width], kind(left), kind(pulled), kind(rate * waited), unbiased)
         move(values[row], moments[row, :width], gradient[place], kind(scale), kind(rate), kind(1 - b2), unbiased)
-        moments[row, width] = count % clock
+        moments[row, width] = now
 
 
 @borrowing

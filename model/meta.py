@@ -163,25 +163,30 @@ class Writing(NamedTuple):
         if self.users is None:
             return None
         settings, memory, prediction = self.model.settings, self.model.memory, self.adapted.prediction
-        batch = self.adapted.batch.to(memory.centre.device)
-        users, tasks = list(self.users), list(self.users.values())
-        queries = np.bincount(batch.user_of.numpy(), batch.query_mask.numpy().sum(1), len(batch.users))[users].clip(1)
-        mean = (1 / queries).astype(memory.centre.numpy().dtype)
+        batch, kind, count = self.adapted.batch, memory.centre.numpy().dtype, len(self.users)
+        users, tasks = (np.fromiter(numbers, np.int64, count) for numbers in (self.users, self.users.values()))
+        asked = np.bincount(batch.user_of.cpu().numpy(), batch.query_mask.cpu().numpy().sum(1), len(batch.users))
+        mean = (1 / np.maximum(asked.take(users), 1)).astype(kind)
 
-        def of(values: Tensor, which: list[int]) -> Floats:
-            return values.detach().cpu().numpy()[which]
+        def of(values: Tensor, which: Numbers) -> Floats:
+            return values.detach().cpu().numpy().take(which, 0)
 
-        gradient = np.zeros((len(users), memory.gradient.shape[1]), mean.dtype)
-        if self.theta_u is not None:
-            gradient = self.theta_u.numpy() * mean[:, None]
-        change = np.zeros((len(users), *memory.mixing.shape[1:]), mean.dtype)
+        def nothing(like: Tensor) -> Floats:
+            return np.zeros((count, *like.shape[1:]), kind)
+
+        change: Floats
+        weights: Floats
+        gradient = nothing(memory.gradient) if self.theta_u is None else self.theta_u.numpy() * mean[:, None]
         if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
             change = of(prediction.mixing, tasks) - of(prediction.mixing_read, users)
         elif self.mixing is not None:
-            change = self.mixing.numpy() * (mean.dtype.type(-settings.task_step) * mean)[:, None, None]
-        weights = np.zeros((len(users), memory.weights.shape[1]), mean.dtype)
+            change = self.mixing.numpy() * (kind.type(-settings.task_step) * mean)[:, None, None]
+        else:
+            change = nothing(memory.mixing)
         if prediction.last_layer is not None and prediction.last_layer_prior is not None:
             weights = of(prediction.last_layer, tasks) - of(prediction.last_layer_prior, tasks)
+        else:
+            weights = nothing(memory.weights)
         values = of(prediction.attention, users), of(prediction.p_u, users), gradient, change, weights
         return Writes.of_users(settings, memory.centre, *map(torch.from_numpy, values))
 
