@@ -23,6 +23,8 @@ endif
 # One interpreter and one environment, whatever else uv finds on the machine.
 export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# Images of containers often forbid Python to keep what it compiled of modules. Each start would compile torch anew, for five seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 COMPILE := uv pip compile pyproject.toml --quiet --python-version 3.11 --no-emit-index-url
 
