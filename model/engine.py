@@ -4,6 +4,7 @@
 
 - The tasks of a user share one network, one matrix T and one prior, so that an item's features are x = T' z of z = [e_i, 1]. What a support
   tells of the last layer is then T' S T with S = Z' N Z, in which items are as all users see them: no task has features of its own.
+- T is made of the rows of M_UI where a task is adapted, for 16 tasks in one product: to read a user's from memory takes longer.
 - So items are embedded once, however many supports hold them, a task's rows z are gathered, and S is one product; supports need no padding.
 - What is summed over a support on the way back is summed by item before anything else is done with it.
 - All of it is compiled: what is done for each task (`model.kernels`), and what is done once for all users or items (`model.networks`).

@@ -76,6 +76,8 @@ def rated(histories: Sequence[History], profiles: Profiles) -> list[np.ndarray]:
             (longer if follows else anew)[history] = None
     # Those whose items lie where they were read, and those of texts: together, all would have to be made texts.
     for alike in ([one for one in anew if isinstance(one.items, Texts)], [one for one in anew if not isinstance(one.items, Texts)]):
+        if not alike:
+            continue
         interactions = by_text([history.items for history in alike], [history.ratings for history in alike], profiles)
         begin = 0
         for history in alike:

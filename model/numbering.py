@@ -82,19 +82,28 @@ class Numbered(NamedTuple):
 
 @compiled
 def number(
-    held: Floats, held_ends: Numbers, lengths: Numbers, at: Numbers, queries: Numbers, asked: Floats, tasks: Numbers, cells: Numbers
+    held: Floats,
+    held_ends: Numbers,
+    lengths: Numbers,
+    at: Numbers,
+    queries: Numbers,
+    asked: Floats,
+    tasks: Numbers,
+    cells: Numbers,
+    like: Floats,
 ) -> Numbered:
     """Number what tasks hold, each thing once in a group, in the order in which it first comes, a task's support before its query.
 
     ``held`` (H, 2) are values, all in [0, n), and ratings, those of each task up to where it ends, ``held_ends`` (B,). Of them the first
     ``lengths`` (B,) are its support, and ``queries`` (B,) from place ``at`` (B,) on its query; where that is negative, the next of those
     ``asked`` (E, 2) are. ``tasks`` (G,) counts those of each group. ``cells`` (2, n) may hold anything. The order depends on the batch
-    alone, not on what this process saw before, so that sums round alike after a restart.
+    alone, not on what this process saw before, so that sums round alike after a restart. Ratings and the mask are of the type that
+    numbers in ``like`` have.
     """
-    count, most = len(lengths), lengths.sum() + queries.sum()
-    items, ratings, starts = np.empty(lengths.sum(), np.int64), np.empty(lengths.sum()), np.zeros(count + 1, np.int64)
+    count, most, kind = len(lengths), lengths.sum() + queries.sum(), like.dtype
+    items, ratings, starts = np.empty(lengths.sum(), np.int64), np.empty(lengths.sum(), kind), np.zeros(count + 1, np.int64)
     shape = (count, max(1, queries.max()))
-    query_items, query_ratings, query_mask = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
+    query_items, query_ratings, query_mask = np.zeros(shape, np.int64), np.zeros(shape, kind), np.zeros(shape, kind)
     item_of, distinct, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(len(tasks), np.int64)
     # Neither is ever cleared: a cell counts only where what it points to points back.
     among_all, among_group = cells[0], cells[1]

@@ -167,7 +167,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         asked = by_text([query_items[task] for task in events], [query_ratings[task] for task in events], items)
     for interactions in (held, asked):
         interactions[:, 1] = brought(interactions[:, 1], scale)
-    numbered = number(held, ends, lengths, at, queries, asked, sizes, items.cells)
+    numbered = number(held, ends, lengths, at, queries, asked, sizes, items.cells, torch.empty(0, dtype=dtype).numpy())
     item_rows, item_weights = items.encoded(numbered.distinct)
     return Batch(
         users=[names[task] for task in firsts.tolist()],
@@ -177,10 +177,10 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_of=torch.from_numpy(numbered.item_of),
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
-        support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(numbered.ratings).to(dtype), torch.from_numpy(numbered.starts)),
+        support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(numbered.ratings), torch.from_numpy(numbered.starts)),
         query_items=torch.from_numpy(numbered.query_items),
-        query_ratings=torch.from_numpy(numbered.query_ratings).to(dtype),
-        query_mask=torch.from_numpy(numbered.query_mask).to(dtype),
+        query_ratings=torch.from_numpy(numbered.query_ratings),
+        query_mask=torch.from_numpy(numbered.query_mask),
         tasks_of=slices(sizes.cumsum().tolist()),
         users_of=slices(user_ends.tolist()),
         items_of=slices(numbered.ends.tolist()),

@@ -47,7 +47,7 @@ def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: 
     def rated(values: list[int]) -> np.ndarray:
         return np.array([(value, rating_of[value]) for value in values]).reshape(-1, 2)
 
-    found = number(rated(held), np.array(ends), lengths, np.array(at), queries, rated(asked), sizes, np.full((2, 10), 3))
+    found = number(rated(held), np.array(ends), lengths, np.array(at), queries, rated(asked), sizes, np.full((2, 10), 3), np.empty(0))
     expected = [list(dict.fromkeys(value for support, query in group for value in support + query)) for group in groups]
     assert found.distinct[found.item_of].tolist() == [value for part in expected for value in part]
     assert found.distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
