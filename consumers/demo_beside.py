@@ -6,6 +6,7 @@ while events are scored. What comes of it is the same.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
+from consumers import logs
 from consumers.demo_files import COLUMNS, Files, require_data
 from consumers.inspection import as_toml, effective, public
 from consumers.opening import connect, topics_of
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from streaming.report import Report
     from streaming.scored import RunReader
     from streaming.sources import Source
+
+FILLED, REPORTED = "filled", "reported"
+"""The lines by which the process beside says how far it is."""
 
 LOOK_SECONDS = 0.05
 READ_ON_SECONDS = 2.0
@@ -116,30 +121,34 @@ class Beside:
             [sys.executable, "-m", "consumers.demo_beside", str(config), str(data), str(out)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # What lies in a buffer of this process, no look at the pipe tells of.
             env=environment(),
             start_new_session=True,
         )
 
     def filled(self, stop: Stop) -> None:
         """Wait until the topics are filled, or this process is asked to stop. Raises `BesideEnded`."""
-        self._wait(stop)
+        self._wait(stop, FILLED)
 
     def report(self, stop: Stop) -> Report | None:
         """Have it report on the run, whose log and journal are closed; None if stopped before it is done. Raises `BesideEnded`."""
         assert self._process.stdin is not None  # noqa: S101 - it was made with one
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-        self._wait(stop)
+        with contextlib.suppress(BrokenPipeError):  # It has ended, which shows where it is waited for.
+            self._process.stdin.write(b"\n")
+        self._wait(stop, REPORTED)
         return None if stop else read_report(Files.under(self._out).report)
 
-    def _wait(self, stop: Stop) -> None:
-        """Wait for its next line."""
+    def _wait(self, stop: Stop, line: str) -> None:
+        """Wait until it says this line."""
         assert self._process.stdout is not None  # noqa: S101 - it was made with one
         while not stop:
             if select.select([self._process.stdout], [], [], LOOK_SECONDS)[0]:
-                if not self._process.stdout.readline():
+                said = self._process.stdout.readline().decode()
+                if not said:
                     raise BesideEnded(self._process.wait())
-                return
+                # Whatever else comes there is no answer: a library may print something.
+                if said.rstrip() == line:
+                    return
 
     def close(self) -> None:
         """Ask it to stop, and end it where that takes too long. Closing twice does nothing."""
@@ -170,10 +179,11 @@ def main(config: Path, data: Path, out: Path) -> None:
     asked = threading.Event()
     tie(asked.set)
     settings = load(config, [], {}).settings
+    logs.configure(settings.log_level, settings.log_format)
     with connect(settings, create=True) as log:
         # A signal ends it at once, wherever it is: what is not committed does not count.
         fill(log, settings, data)
-        typer.echo("filled")
+        typer.echo(FILLED)
         limits = settings.event_limits()
         with RunReader(log, limits, settings.topic_prefix) as reader:
             reader.read_on()
@@ -183,7 +193,7 @@ def main(config: Path, data: Path, out: Path) -> None:
             while not asked.wait(READ_ON_SECONDS):
                 reader.read_on()
             report_on(log, settings, out, peers, reader)
-    typer.echo("reported")
+    typer.echo(REPORTED)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 from consumers import cli
+from consumers.demo_beside import Beside, BesideEnded
 from consumers.exits import Exit
+from consumers.stop import Stop
 from streaming.report import read_report
 from tests.test_demo_live import soon, write_data
 
@@ -55,6 +57,34 @@ def test_the_report_is_the_one_of_a_demo_alone(tmp_path: Path, capfd: pytest.Cap
         assert report.seconds_by_stage["commit"] > 0
         reports.append(msgspec.structs.replace(report, seconds=0.0, events_per_second=0.0, settings={}, seconds_by_stage={}))
     assert reports[0] == reports[1]
+
+
+def test_only_what_it_says_itself_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, program = tmp_path / "done", tmp_path / "beside"
+    program.write_text(
+        f"""#!{sys.executable}
+import pathlib, sys, time
+for line in ("filled", "reported"):
+    print("of a library", flush=True)
+    time.sleep(0.3)
+    pathlib.Path({str(done)!r}).write_text(line)
+    print(f"more of it\\n{{line}}", flush=True)
+    sys.stdin.readline()
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("consumers.demo_beside.sys.executable", str(program))
+    monkeypatch.setattr("consumers.demo_beside.read_report", lambda _: done.read_text())
+    with Beside(tmp_path / "settings.toml", write_data(tmp_path / "data", 10), tmp_path) as process, Stop() as stop:
+        process.filled(stop)
+        assert done.read_text() == "filled"
+        assert str(process.report(stop)) == "reported"
+    with Beside(tmp_path / "settings.toml", tmp_path / "data", tmp_path) as process, Stop() as stop:
+        process.filled(stop)
+        os.kill(beside(tmp_path)[0], signal.SIGKILL)
+        soon(lambda: beside(tmp_path) == [])
+        with pytest.raises(BesideEnded):
+            process.report(stop)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
