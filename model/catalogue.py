@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from model import engine, kernels, networks, steps
 from model.fastweights import Networks
+from model.highest import Runs
 from model.itemscores import Way, scores
 from model.mamo import Mamo
 from model.numbering import slices
@@ -217,15 +218,17 @@ class Catalogue:
         margin = MARGIN * (high - low)
         if not 0 < wanted < len(scores):
             return list(self.keys) if wanted else []
-        best = scores.topk(wanted).values
+        runs = Runs(scores)
+        best = runs.best(wanted)
         if not bool(best.isfinite().all()):
             # Not a number counts as the highest. Where adaptation diverged every item stands in the middle: `meta.Scores`.
             scores = scores.nan_to_num(nan=(low + high) / 2, posinf=high + 2 * margin, neginf=low)
-            best = scores.topk(wanted).values
+            runs = Runs(scores)
+            best = runs.best(wanted)
         least = min(float(best[-1]), high) - 2 * margin
         if least < low:
             return list(self.keys)
-        places = (scores >= least).nonzero()[:, 0]
+        places = runs.places_from(least)
         top = scores[places] > high + margin
         if int(top.sum()) <= wanted:
             return [self.keys[place] for place in places.tolist()]
