@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import highest
 from model.highest import RUN, Runs
 
 few = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, 7.0, np.inf])
@@ -38,3 +41,8 @@ def test_few_of_very_many_are_found() -> None:
     runs = Runs(scores)
     assert torch.equal(runs.best(100), scores.topk(100).values)
     assert torch.equal(runs.places_from(3.0), (scores >= 3.0).nonzero()[:, 0])
+
+
+def test_the_example_is_right() -> None:
+    done = doctest.testmod(highest)
+    assert (done.attempted, done.failed) == (2, 0)
