@@ -118,7 +118,9 @@ def coldstream(name: str, data: Path, events: int) -> dict[str, Any]:
         coldstream = [sys.executable, "-c", "from consumers.cli import main; main()"]
         command = [*coldstream, "demo", "--data", str(data), "--out", folder, "--port", "0"]
         sizes = ["--micro-batch", str(batch), "--meta-update", str(update), "--events", str(events)]
-        subprocess.run([*command, *sizes], check=True, capture_output=True)
+        done = subprocess.run([*command, *sizes], check=False, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the demo ended with {done.returncode}: {done.stderr}")
         whole = time.perf_counter() - began
         report: Mapping[str, Any] = json.loads((Path(folder) / "report.json").read_text())
     errors = report["results"]["coldstream"]

@@ -66,7 +66,7 @@ def follow_rows(
     for place in range(len(rows)):
         row = rows[place]
         touched = moments[row, width]
-        # Not modulo: of numbers with a fraction, as these are to the compiler, that takes as long as all the rest.
+        # Not modulo: of numbers with a fraction, as these are to the compiler, that would take a third of the time.
         waited = now - touched + (clock if touched > now else 0)
         left = math.exp(slowly * waited)
         # The steps before the last pulled less, for the root of the second moment was larger by b2^-1/2 for each.

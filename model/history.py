@@ -75,7 +75,6 @@ def rated(histories: Sequence[History], profiles: Profiles) -> list[np.ndarray]:
             follows = before is not None and (before.epoch is epoch or before in anew or before in longer)
             (longer if follows else anew)[history] = None
     # Those whose items lie where they were read, and those of texts: together, all would have to be made texts.
-    # Those whose items lie where they were read, and those of texts: together, all would have to be made texts.
     for alike in ([one for one in anew if isinstance(one.items, Texts)], [one for one in anew if not isinstance(one.items, Texts)]):
         if not alike:
             continue

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model import engine, steps
 from model.adaptation import gradient_steps
 from model.lanes import LANES
-from model.mamo import Mamo
+from model.mamo import Mamo, Prediction
 from model.memory import Writes, compose
 from model.meta import Adapted, Gradient, adapt, differentiate, passes
 from model.tasks import Task
@@ -115,15 +115,30 @@ def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: s
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=what)
 
 
+def task_of(values: np.ndarray, task: int) -> torch.Tensor:
+    """What stands for a task in values (C, ..., LANES)."""
+    return torch.from_numpy(values[task // LANES, ..., task % LANES])
+
+
+def transform(plain: Mamo, of: Prediction, user: int) -> torch.Tensor:
+    """T of a user, [e_i, 1] T = [M_uI [e_u, e_i], 1], of what the plain model has for theta_u and M_uI."""
+    d = plain.settings.embedding_size
+    t = torch.eye(d + 1, dtype=plain.dtype)
+    if of.mixing is not None:
+        theta = {name: value[user] for name, value in zip(plain.user_names, of.theta_u, strict=True)}
+        e_u = plain._network(theta, "user", plain.settings.layers, of.p_u[user][None])[0]
+        of_user, of_item = of.mixing[user].chunk(2, 1)
+        t[:d, :d], t[d, :d] = of_item.mT, of_user @ e_u
+    return t
+
+
 def compare(fast: Mamo, plain: Mamo, groups: list[list[Task]], tolerance: float) -> None:
     adapted, gradients, writes = taught(fast, groups)
     one_by_one, expected, expected_writes = taught(plain, groups)
     assert len(one_by_one) == len(groups) == len(gradients) == len(expected)
     assert len(adapted) == (1 if fast.analytic else len(groups))
-    together = [
-        (each.prediction, tasks, users) for each in adapted for tasks, users in zip(each.batch.tasks_of, each.batch.users_of, strict=True)
-    ]
-    for (found, tasks_of, users_of), alone in zip(together, one_by_one, strict=True):
+    together = [(each, tasks, users) for each in adapted for tasks, users in zip(each.batch.tasks_of, each.batch.users_of, strict=True)]
+    for ((_, found, _, way), tasks_of, users_of), alone in zip(together, one_by_one, strict=True):
         q, mask, slow = alone.batch.query_mask.shape[1], alone.batch.query_mask.cpu(), alone.prediction
         agree(found.score[tasks_of, :q].cpu() * mask, slow.score.cpu() * mask, tolerance, "score")
         agree(found.attention[users_of], slow.attention, tolerance, "attention")
@@ -132,7 +147,11 @@ def compare(fast: Mamo, plain: Mamo, groups: list[list[Task]], tolerance: float)
             agree(found.variance[tasks_of, :q].cpu() * mask, slow.variance.cpu() * mask, tolerance, "variance")
         if found.last_layer is not None and slow.last_layer is not None:
             agree(found.last_layer[tasks_of], slow.last_layer, tolerance, "adapted w")
-        if fast.settings.adapts_inner_layers:
+        if isinstance(way, engine.Solved):
+            # The closed form says of M_uI what T is: what it makes of e_u and of e_i.
+            for task, user in zip(range(tasks_of.start, tasks_of.stop), alone.batch.user_of.tolist(), strict=True):
+                agree(task_of(way.found.to_user, task), transform(plain, slow, user), tolerance, "T")
+        else:
             assert (found.mixing is None) == (slow.mixing is None)
         if found.mixing is not None and slow.mixing is not None and fast.settings.adapts_inner_layers:
             agree(found.mixing[tasks_of], slow.mixing, tolerance, "adapted M_uI")
@@ -255,7 +274,7 @@ def worst_condition(model: Mamo, group: list[Task]) -> float:
     prior = torch.diag(model.phi["log_prior"].exp())
     worst = 0.0
     for task in range(len(solved.given.user_of)):
-        told, to_user = (torch.from_numpy(of[task // LANES, ..., task % LANES]) for of in (solved.found.told, solved.found.to_user))
+        told, to_user = task_of(solved.found.told, task), task_of(solved.found.to_user, task)
         worst = max(worst, float(torch.linalg.cond(to_user.mT @ told @ to_user + prior)))
     return worst
 
