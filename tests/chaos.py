@@ -8,6 +8,7 @@ seeds one by one; ``python -m tests.chaos --table`` writes the table of all runs
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import os
 import random
 import resource
@@ -236,7 +237,9 @@ class Chaos:
             self.look_for_deaths()
             try:
                 self.outcome.waiting = waiting(self.settings)
-                if not self.outcome.waiting:
+                if self.outcome.waiting:
+                    self.say(f"{self.outcome.waiting:,} interactions wait")
+                else:
                     start = time.monotonic()
                     with connect(self.settings) as log:
                         found = verify(log, rules_of(self.settings, reasons=self.reasons))
@@ -245,6 +248,7 @@ class Chaos:
                     self.outcome.recovery_seconds = start - undisturbed
                     if not found:
                         break
+                    self.say(f"verified too early, or a promise broken: {self.outcome.findings[0]}")
             except BrokerUnreachable as error:
                 self.say(f"the verifier waits for a broker: {error}")
             time.sleep(1)
@@ -284,7 +288,8 @@ def main() -> int:
     for seed in chosen.seed or [1]:
         with tempfile.TemporaryDirectory(dir=chosen.out) as folder:
             outcome = chaos(Path(folder).resolve(), seed, chosen.events, chosen.faults, chosen.nodes)
-            (Path(folder) / "said.jsonl").replace(chosen.out / f"said-{seed}.jsonl")
+            # A seed may be run again to find out about a run before: what that one said stays.
+            (Path(folder) / "said.jsonl").replace(chosen.out / f"said-{seed}-{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.jsonl")
         failed += not outcome.passed
         with lines.open("a") as file:
             file.write(outcome.line())

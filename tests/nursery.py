@@ -35,9 +35,9 @@ class Nursery:
     """The test's side of it."""
 
     def __init__(self, log: Path | None = None) -> None:
-        """``log`` gets what the processes say from warnings on; without it standard error gets errors."""
+        """``log`` gets what the processes say from information on; without it standard error gets errors."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.nursery", "warning" if log else "error"],
+            [sys.executable, "-m", "tests.nursery", "info" if log else "error"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Through a pipe, so that a process whose files may not grow can still speak.
@@ -110,7 +110,7 @@ def child(settings: dict[str, Any], journal: str, role: Role) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("warning" if sys.argv[1:] == ["warning"] else "error")  # On standard error, away from the answers.
+    logs.configure("info" if sys.argv[1:] == ["info"] else "error")  # On standard error, away from the answers.
     for line in sys.stdin:
         order = json.loads(line)
         if (pid := os.fork()) == 0:
