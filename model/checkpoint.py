@@ -50,7 +50,7 @@ def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Sequence[Num
 
     Without, the rows stand in the order of their keys: where in a table they are depends on what was looked up since it was made.
     """
-    tensors = {"phi": model.vector, "moments": optimiser.moments, "count": torch.tensor([optimiser.count])}
+    tensors = {"phi": model.vector, "moments": optimiser.moments, "count": torch.from_numpy(np.array([optimiser.count]))}
     tensors |= {f"memory.{field.name}": getattr(model.memory, field.name) for field in fields(Memory)}
     rows = dict[str, tuple[Sequence[str], Tensor]]()
     for name, table in model.tables.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from model import kernels
 from model.compiled import borrowing, compiled
 from model.products import multiply, multiply_rows, turn
+from model.rowkernels import add
 from model.settings import ModelSettings, rate
 
 if TYPE_CHECKING:
@@ -64,15 +65,6 @@ class Memory:
         unit = normalize(self.profile, eps=SHORT).numpy()
         cosine = unit @ unit.T
         return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
-
-
-def mapped(by: Tensor, rows: Tensor, added: Tensor) -> Tensor:
-    """Rows (K, ...) combined by a matrix (K, K) or, one by one, by numbers (K,), and what is ``added`` to them, (K, ...)."""
-    # Numpy's: on arrays as small as these a call of torch's takes three times as long.
-    factors, flat = by.numpy(), rows.numpy().reshape(len(rows), -1)
-    of_rows = factors @ flat if factors.ndim > 1 else factors[:, None] * flat
-    of_rows += added.numpy().reshape(flat.shape)
-    return torch.from_numpy(of_rows.reshape(rows.shape))
 
 
 def user_spread(attention: Tensor) -> float:
@@ -139,57 +131,36 @@ class Writes:
         A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
         """
         alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
-        attended, profiles, change = attention.numpy(), p_u.numpy(), mixing_change.numpy()
-        users, rows = attended.shape
-        dtype = attended.dtype
-
-        def decays(step: float) -> Floats:
-            return 1 - step * attended if settings.gated else np.full_like(attended, 1 - step)
-
-        still = ((1 - alpha / rows) ** np.arange(users, -1, -1)).astype(dtype)
-        profile_decay, profile = averaged(attended, alpha, decays(alpha), profiles - centre.numpy() if settings.centred else profiles)
-        gradient_decay, of_gradient = averaged(attended, beta, decays(beta), gradient.numpy())
-        weights_decay, of_weights = averaged(attended, gamma, decays(gamma), weights.numpy())
-        mixing_map, reached = moved(attended, gamma, decays(gamma))
-        mixing = (gamma * reached.T @ change.reshape(users, math.prod(change.shape[1:]))).reshape(rows, *change.shape[1:])
-        arrays = {
-            "profile_decay": profile_decay,
-            "profile": profile,
-            "centre_decay": still[0],
-            "centre": dtype.type(alpha / rows) * still[1:] @ profiles,
-            "gradient_decay": gradient_decay,
-            "gradient": of_gradient,
-            "mixing_map": mixing_map,
-            "mixing": mixing,
-            "weights_decay": weights_decay,
-            "weights": of_weights,
-        }
-        return cls(**{name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
+        change = mixing_change.numpy()
+        flat = change.reshape(len(change), math.prod(change.shape[1:]))
+        read = attention.numpy(), p_u.numpy(), gradient.numpy(), weights.numpy(), centre.numpy(), flat
+        arrays = dict(zip(PARTS, write(*read, alpha, beta, gamma, settings.gated, settings.centred), strict=True))
+        arrays["mixing"] = arrays["mixing"].reshape(-1, *change.shape[1:])
+        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def then(self, later: Self) -> Self:
         """The one write that does what this write and then ``later`` do. Associative, not commutative."""
         return type(self)(
             profile_decay=later.profile_decay * self.profile_decay,
-            profile=mapped(later.profile_decay, self.profile, later.profile),
             centre_decay=later.centre_decay * self.centre_decay,
-            centre=later.centre_decay * self.centre + later.centre,
             gradient_decay=later.gradient_decay * self.gradient_decay,
-            gradient=mapped(later.gradient_decay, self.gradient, later.gradient),
             mixing_map=later.mixing_map @ self.mixing_map,
-            mixing=mapped(later.mixing_map, self.mixing, later.mixing),
             weights_decay=later.weights_decay * self.weights_decay,
-            weights=mapped(later.weights_decay, self.weights, later.weights),
+            # What was added until then fares as a memory does.
+            **vars(later.apply(Memory(self.profile, self.gradient, self.mixing, self.weights, self.centre))),
         )
 
     def apply(self, memory: Memory) -> Memory:
         """The memory after this write."""
-        return Memory(
-            profile=mapped(self.profile_decay, memory.profile, self.profile),
-            gradient=mapped(self.gradient_decay, memory.gradient, self.gradient),
-            mixing=mapped(self.mixing_map, memory.mixing, self.mixing),
-            weights=mapped(self.weights_decay, memory.weights, self.weights),
-            centre=self.centre_decay * memory.centre + self.centre,
+        kept = (self.profile_decay, self.gradient_decay, self.mixing_map, self.weights_decay, self.centre_decay)
+        added = (self.profile, self.gradient, self.weights, self.centre)
+        before = (memory.profile, memory.gradient, memory.weights, memory.centre)
+        mixing, added_mixing = memory.mixing.numpy(), self.mixing.numpy()
+        profile, gradient, weights, centre, followed = follow(
+            *(part.numpy() for part in (*kept, *added, *before)), *(part.reshape(len(part), -1) for part in (added_mixing, mixing))
         )
+        arrays = profile, gradient, followed.reshape(mixing.shape), weights, centre
+        return Memory(*map(torch.from_numpy, arrays))
 
     def weighted(self, weight: float) -> Self:
         """The write that goes only this part of the way, from the memory as it is (0) to the memory after this write (1)."""
@@ -214,6 +185,10 @@ class Writes:
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
         return all(kernels.finite(tensor.numpy().ravel()) for tensor in self.tensors().values())
+
+
+PARTS = tuple(part.name for part in fields(Writes))
+"""The names of a write's parts, in order."""
 
 
 @compiled
@@ -270,42 +245,125 @@ def length(values: Floats, row: int, square: Floats) -> float:
 
 
 @compiled
-def averaged(attended: Floats, step: float, own: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Eq. 5 and 6 for users in order, as one: the decay (K,) of each row, and what the users add to it, (K, size).
-
-    ``attended`` (U, K) is a_u, ``own`` (U, K) each user's decay of the rows, ``values`` (U, size) what each writes. Backwards, for of a
-    user's write there is left what those after it leave.
-    """
-    users, rows = attended.shape
-    by, left = attended.dtype.type(step), np.ones(rows, attended.dtype)
-    added = np.zeros((rows, values.shape[1]), values.dtype)
+def write(
+    attended: Floats,
+    profiles: Floats,
+    gradient: Floats,
+    weights: Floats,
+    centre: Floats,
+    change: Floats,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    gated: bool,  # noqa: FBT001  what is compiled has no names
+    centred: bool,  # noqa: FBT001
+) -> tuple[Floats, ...]:
+    """What `Writes.of_users` gives, in the order of `PARTS`, with changes of M_uI as (U, size)."""
+    (users, rows), size, kind = attended.shape, profiles.shape[1], attended.dtype
+    looked, of_centre, left, still = np.empty_like(profiles), np.zeros(size, kind), 1.0, 1 - alpha / rows
     for user in range(users - 1, -1, -1):
-        for row in range(rows):
-            part, into, value = left[row] * by * attended[user, row], added[row], values[user]
+        by = kind.type(left * alpha / rows)
+        for k in range(size):
+            looked[user, k] = profiles[user, k] - (centre[k] if centred else kind.type(0))
+            of_centre[k] += by * profiles[user, k]
+        left *= still
+    centre_decay = np.empty(1, kind)
+    centre_decay[0] = left
+    profile_decay, of_profile = np.ones(rows, kind), np.zeros((rows, size), kind)
+    gradient_decay, of_gradient = np.ones(rows, kind), np.zeros((rows, gradient.shape[1]), kind)
+    weights_decay, of_weights = np.ones(rows, kind), np.zeros((rows, weights.shape[1]), kind)
+    mixing_map, reached, mixing = np.eye(rows).astype(kind), np.empty_like(attended), np.empty((rows, change.shape[1]), kind)
+    average(attended, kind.type(alpha), gated, looked, profile_decay, of_profile)
+    average(attended, kind.type(beta), gated, gradient, gradient_decay, of_gradient)
+    average(attended, kind.type(gamma), gated, weights, weights_decay, of_weights)
+    move(attended, kind.type(gamma), gated, mixing_map, reached)
+    multiply(reached.T, change, mixing)
+    return (
+        profile_decay,
+        of_profile,
+        centre_decay.reshape(()),
+        of_centre,
+        gradient_decay,
+        of_gradient,
+        mixing_map,
+        mixing,
+        weights_decay,
+        of_weights,
+    )
+
+
+@borrowing
+def average(attended: Floats, step: np.floating, gated: bool, values: Floats, left: Floats, added: Floats) -> None:  # noqa: FBT001
+    """Eq. 5 and 6 for users in order, as one: the decay (K,) of each row, 1 as it comes, and what the users add to it, (K, size), 0 so.
+
+    ``attended`` (U, K) is a_u, ``values`` (U, size) what each writes. Backwards, for of a user's write there is left what those after it
+    leave.
+    """
+    one = left.dtype.type(1)
+    for user in range(len(attended) - 1, -1, -1):
+        for row in range(len(left)):
+            part, into, value = left[row] * step * attended[user, row], added[row], values[user]
             for k in range(len(value)):
                 into[k] += part * value[k]
-            left[row] *= own[user, row]
-    return left, added
+            left[row] *= one - step * (attended[user, row] if gated else one)
 
 
-@compiled
-def moved(attended: Floats, step: float, own: Floats) -> tuple[Floats, Floats]:
+@borrowing
+def move(attended: Floats, step: np.floating, gated: bool, so_far: Floats, reached: Floats) -> None:  # noqa: FBT001
     """Eq. 8 for users in order, as one: the product (K, K) of their D + g a_u a_u', the last leftmost, and where each one's change ends up.
 
-    The second (U, K) is the product of those after a user, times that user's a_u.
+    The first is the unit as it comes; the second (U, K) is the product of those after a user, times g a_u.
     """
-    users, rows = attended.shape
-    by, reached, so_far = attended.dtype.type(step), np.empty_like(attended), np.eye(rows).astype(attended.dtype)
-    for user in range(users - 1, -1, -1):
+    one, rows = so_far.dtype.type(1), len(so_far)
+    for user in range(len(attended) - 1, -1, -1):
         a, into = attended[user], reached[user]
         for i in range(rows):
             into[i] = 0
             for j in range(rows):
                 into[i] += so_far[i, j] * a[j]
+            into[i] *= step
         for i in range(rows):
             for j in range(rows):
-                so_far[i, j] = so_far[i, j] * own[user, j] + by * into[i] * a[j]
-    return so_far, reached
+                so_far[i, j] = so_far[i, j] * (one - step * (a[j] if gated else one)) + into[i] * a[j]
+
+
+@compiled
+def follow(
+    profile_decay: Floats,
+    gradient_decay: Floats,
+    mixing_map: Floats,
+    weights_decay: Floats,
+    centre_decay: Floats,
+    of_profile: Floats,
+    of_gradient: Floats,
+    of_weights: Floats,
+    of_centre: Floats,
+    profile: Floats,
+    gradient: Floats,
+    weights: Floats,
+    centre: Floats,
+    of_mixing: Floats,
+    mixing: Floats,
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """What `Writes.apply` gives, with M_UI, its rows flat, at the end: memories (K, size) and the centre (d_u,), kept and added to."""
+    after = np.empty_like(profile), np.empty_like(gradient), np.empty_like(weights), np.empty_like(centre), np.empty_like(mixing)
+    keep(profile_decay, of_profile, profile, after[0])
+    keep(gradient_decay, of_gradient, gradient, after[1])
+    keep(weights_decay, of_weights, weights, after[2])
+    for k in range(len(centre)):
+        after[3][k] = centre_decay[()] * centre[k] + of_centre[k]
+    multiply(mixing_map, mixing, after[4])
+    for row in range(len(mixing)):
+        add(of_mixing[row], after[4][row])
+    return after
+
+
+@borrowing
+def keep(kept: Floats, added: Floats, rows: Floats, into: Floats) -> None:
+    """Fill rows (K, size) with so much of others, (K,), and what is added to each."""
+    for row in range(len(rows)):
+        for k in range(rows.shape[1]):
+            into[row, k] = kept[row] * rows[row, k] + added[row, k]
 
 
 def compose(writes: Iterable[Writes | None]) -> Writes | None:

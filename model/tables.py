@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from model.numbering import Numbers
 
 
+class Keys(Texts):
+    """The keys of rows of a table, who need not be looked up there for as long as its rows keep their numbers."""
+
+    __slots__ = ("layout", "rows", "table")
+
+    def __init__(self, table: Table, rows: Numbers, of: Texts) -> None:
+        super().__init__(of.buffer, of.spans)
+        self.table = table
+        self.layout = table.layout
+        self.rows = rows
+
+
 class Table:
     """Rows by key: ``values`` is of shape (allotted, width); the rows past ``len(self)`` are spare.
 
@@ -114,7 +126,10 @@ class Table:
     def admit(self, keys: Sequence[str]) -> Numbers:
         """As `lookup`, (len(keys),), but the keys become part of the version, as long as there is room."""
         found = self._find(keys)
-        for place in np.flatnonzero((found < 0) | self.provisional[found]).tolist():
+        new = found < 0
+        if self.pending:
+            new |= self.provisional[found]
+        for place in np.flatnonzero(new).tolist():
             key = keys[place]
             row = self.rows.get(key)
             if row is None or self.provisional[row]:
@@ -143,12 +158,14 @@ class Table:
         self.values.numpy()[found] = values.numpy()
         return found
 
-    def texts(self, rows: Numbers) -> Texts:
+    def texts(self, rows: Numbers) -> Keys:
         """The keys of rows (m,)."""
-        return self._indexed().texts(rows)
+        return Keys(self, rows, self._indexed().texts(rows))
 
     def _find(self, keys: Sequence[str]) -> Numbers:
         """The rows of keys, -1 for one without."""
+        if isinstance(keys, Keys) and keys.table is self and keys.layout == self.layout:
+            return keys.rows.copy()
         if isinstance(keys, Texts):
             return self._indexed().of(keys)[0]
         return np.array(list(map(self.rows.get, keys, repeat(-1))), np.int64)

@@ -34,6 +34,9 @@ FIRST = 2
 WHOLE, ODD = np.uint64(2**64 - 1), np.uint64(0x9E3779B97F4A7C15)
 """All bits of a word; what hashes multiply by, whose bits look like chance."""
 
+LOOSE = 64
+"""Bytes of a buffer for each of its texts, up to which it is read as a whole."""
+
 SECRET = np.uint64(secrets.randbits(64))
 """Where hashes begin in this process: nobody can send ids that all fall on the same slots."""
 
@@ -65,7 +68,14 @@ class Texts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
     def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
-            return [bytes(self.buffer[start:end]).decode() for start, end in self.spans[place].tolist()]
+            starts, ends = self.bounds[::2][place].tolist(), self.bounds[1::2][place].tolist()
+            # Where the whole buffer is not much more than its texts, one text of it all, cut: a third of the time, if all are ASCII.
+            if isinstance(self.buffer, bytes) and len(self.buffer) <= LOOSE * len(starts):
+                whole = self.buffer.decode("latin-1")
+                cut = [whole[start:end] for start, end in zip(starts, ends, strict=True)]
+                if "".join(cut).isascii():
+                    return cut
+            return [bytes(self.buffer[start:end]).decode() for start, end in zip(starts, ends, strict=True)]
         start, end = self.spans[place].tolist()
         return bytes(self.buffer[start:end]).decode()
 

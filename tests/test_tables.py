@@ -135,6 +135,26 @@ def test_trimming_forgets_provisional_rows_alone_and_says_that_rows_moved() -> N
     assert some.values[: len(some)].tolist() == [[1.0] * 4, [2.0] * 4]
 
 
+def test_keys_that_a_table_gave_name_their_rows_in_whatever_table_and_wherever_these_have_moved() -> None:
+    some, other = table(), table()
+    rows = some.admit(["a", "b", "c"])
+    other.admit(["c", "x", "a"])
+    keys = some.texts(rows[[2, 0]])
+    assert some.admit(keys).tolist() == [2, 0]
+    assert other.admit(keys).tolist() == [0, 2]
+    some.clear()
+    assert some.admit(["d", "a"]).tolist() == [0, 1]
+    assert some.admit(keys).tolist() == [2, 1]
+    assert some.keys == ["d", "a", "c"]
+
+
+def test_rows_given_by_their_table_become_part_of_the_version() -> None:
+    some = table()
+    keys = some.texts(np.array(some.lookup(["a", "b"])))
+    some.admit(keys)[:] = -1  # Theirs who asked.
+    assert (provisional(some), some.pending, some.admit(keys).tolist()) == (set(), 0, [0, 1])
+
+
 def test_a_table_of_lookups_alone_is_bounded() -> None:
     some = table(max_rows=50)
     for start in range(0, 5000, 10):
