@@ -10,7 +10,7 @@ The products only choose. Whoever ranks scores the chosen few as any query is sc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from model import engine, kernels, networks, steps
 from model.fastweights import Networks
 from model.highest import Runs
-from model.itemscores import Way, scores
+from model.itemscores import Common, Items, Way, common, filled, scores
 from model.mamo import Mamo
 from model.numbering import slices
 from model.rowkernels import CODES
@@ -49,11 +49,8 @@ MARGIN = 1e-4
 """Of the width of the scale: how far a score from the table may be from the one that the engine finds. In single precision: some 1e-6."""
 
 
-class Block(NamedTuple):
-    """Items as one version sees them: in closed form [e_i, 1, mu + b_i], (m, d_e + 2); else p_i (m, d_i) and what layer 0 makes of it."""
-
-    table: Tensor
-    start: Tensor | None
+Block = Tensor | Items
+"""Items as one version sees them: in closed form [e_i, 1, mu + b_i], (m, d_e + 2); else their profiles in parts."""
 
 
 class Keys(Sequence[str]):
@@ -132,6 +129,8 @@ class Encoded(NamedTuple):
     rows: NDArray[np.int32]
     weights: NDArray[np.float32]
     layout: int
+    common: list[Common]
+    """What several of them have in common; not looked for in closed form."""
 
 
 class Catalogue:
@@ -257,7 +256,8 @@ class Catalogue:
         of_users = kernels.side_by_side((found.to_user * found.mean[:, None]).sum(2), len(tasks))
         own = pad(torch.from_numpy(of_users), (0, 1), value=1.0)
         for place, block in self._all():
-            torch.mm(own, block.table.T, out=scores[:, place])
+            assert isinstance(block, Tensor)  # noqa: S101
+            torch.mm(own, block.T, out=scores[:, place])
 
     def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
         model = self.model
@@ -268,33 +268,40 @@ class Catalogue:
             for place, number in enumerate(part.tasks.tolist())
         ]
         for place, block in self._all():
-            for begin, part in parted(block):
-                at = slice(place.start + begin, place.start + begin + len(part.table))
-                for number, scorer in ways:
-                    scores[number, at] = scorer(part)
+            assert isinstance(block, Items)  # noqa: S101
+            asked = [(number, scorer(block)) for number, scorer in ways]
+            # In parts that the processor's second cache holds: all tasks read them from the memory once.
+            at_once = IN_CACHE if len(asked) > 1 else len(block.own)
+            for begin in range(0, len(block.own), at_once):
+                part = slice(begin, begin + at_once)
+                for number, of in asked:
+                    found = of(part)
+                    scores[number, place.start + begin : place.start + begin + len(found)] = found
 
     def _all(self) -> Iterator[tuple[slice, Block]]:
         first, end = self.keys.first, len(self.keys)
         starts = [*range(0, first, BLOCK_ITEMS), *range(first, end, ADDED_ITEMS), end]
         for place in slices(starts[1:]):
             block = self._blocks.get(place.start)
-            yield place, self._made(place) if block is None or len(block.table) != place.stop - place.start else block
+            yield place, self._made(place) if block is None or items_in(block) != place.stop - place.start else block
 
     def _made(self, place: slice) -> Block:
         model, encoded = self.model, self._profiles(place)
         p_i, bias = model.items.embedded(encoded.rows.astype(np.int64), encoded.weights)
+        block: Block
         if model.closed_form:
             phi = model.arrays()
             e_i = networks.embeddings(model.in_place(), p_i)[-1]
             table = np.concatenate([e_i, np.ones_like(bias)[:, None], (phi["mean"] + bias)[:, None]], 1)
-            block = Block(torch.from_numpy(table), None)
+            block = torch.from_numpy(table)
         else:
             layers, profiles = [model.phi[name] for name in model.item_names], torch.from_numpy(p_i)
-            block = Block(profiles, torch.addmm(layers[1], profiles, layers[0]) if len(layers) > 2 else None)
+            start = torch.addmm(layers[1], profiles, layers[0]).numpy() if len(layers) > 2 else p_i[:0]
+            block = Items.of(p_i, start, encoded.common)
         if (shorter := self._blocks.pop(place.start, None)) is not None:
-            self._kept -= size(shorter)
-        if self._kept + size(block) <= self._room:
-            self._kept += size(block)
+            self._kept -= shorter.nbytes
+        if self._kept + block.nbytes <= self._room:
+            self._kept += block.nbytes
             self._blocks[place.start] = block
         return block
 
@@ -303,21 +310,24 @@ class Catalogue:
         encoded = self._encoded.get(place.start)
         if encoded is None or encoded.layout != items.table.layout or len(encoded.rows) != place.stop - place.start:
             items.begin()  # Rows that no version holds are let go once they are too many.
-            rows, weights = items.encoded_of(self.keys[place])
-            encoded = self._encoded[place.start] = Encoded(rows.astype(np.int32), weights, items.table.layout)
+            wide, weights = items.encoded_of(self.keys[place])
+            rows = wide.astype(np.int32)
+            found = [] if self.model.closed_form else self._common(rows, weights)
+            encoded = self._encoded[place.start] = Encoded(rows, weights, items.table.layout, found)
         return encoded
 
+    def _common(self, rows: NDArray[np.int32], weights: NDArray[np.float32]) -> list[Common]:
+        d, both = self.model.settings.embedding_size, np.stack([rows, weights.view(np.int32)], 2)
+        found = (
+            common(slice(number * d, (number + 1) * d), both[:, start:end].reshape(len(rows), -1))
+            for number, (start, end) in enumerate(self.model.items.spans)
+        )
+        return [each for each in found if each is not None]
 
-def parted(block: Block) -> Iterator[tuple[int, Block]]:
-    """The block in parts, each with where it begins, that the processor's second cache holds: all tasks read them from the memory once."""
-    for begin in range(0, len(block.table), IN_CACHE):
-        place = slice(begin, begin + IN_CACHE)
-        yield begin, Block(block.table[place], None if block.start is None else block.start[place])
 
-
-def size(block: Block) -> int:
-    """Bytes."""
-    return sum(part.nbytes for part in block if part is not None)
+def items_in(block: Block) -> int:
+    """How many."""
+    return len(block if isinstance(block, Tensor) else block.own)
 
 
 class Scorer:
@@ -338,37 +348,43 @@ class Scorer:
         self._alone = products[0]
         self._way = way(products, networks, task) if len(products) > 1 else None
 
-    def __call__(self, block: Block) -> Tensor:
-        """Scores (m,) of the items of a block."""
-        if self._way is None:
-            weight, bias = self._alone
-            return torch.addmm(bias, block.table, weight)[:, 0]
-        start = block.table[:0] if block.start is None else block.start
-        return torch.from_numpy(scores(self._way, block.table.numpy(), start.numpy())[:, 0])
+    def __call__(self, block: Items) -> Callable[[slice], Tensor]:
+        """What gives the scores (m,) of those of a block's items that a slice says."""
+        of = self._way
+        weight, bias = self._alone
+        factor, known = block.times(weight.numpy() if of is None else of.first)
+
+        def asked(part: slice) -> Tensor:
+            own, which = block.own[part], block.which[part]
+            if of is None:
+                return torch.from_numpy((own @ factor + known[which].sum(1))[:, 0]) + bias
+            return torch.from_numpy(scores(of, own, which, block.start[part], factor, known)[:, 0])
+
+        return asked
 
 
 def way(products: list[tuple[Tensor, Tensor]], networks: Networks, task: int) -> Way:
     """What `scores` passes through, of products with activations between, two at least."""
     (first, first_bias), *between, (last, last_bias) = products
-    rows, learned = first.new_zeros(len(first), 0), first.new_zeros(0, first.shape[1])
+    into, learned, constant = first, first.new_zeros(0, first.shape[1]), first_bias
     layer = networks.item[0]
     if len(networks.item) > 1 and layer.learned is not None and layer.learned[0].shape[1] <= sum(layer.weight.shape[-2:]):
-        rows, learned = layer.learned[0][task].T, layer.learned[1][task]
+        into, learned = layer.learned[0][task].T, layer.learned[1][task]
+        constant = -learned.sum(0)
     weights, biases = zip(*between, strict=True) if between else ((), ())
-    size = len(last)
+    size, more = len(last), filled(into.shape[1]) - into.shape[1]
 
     def array(of: Tensor) -> Floats:
         return of.contiguous().numpy()
 
     return Way(
-        first=array(first),
-        first_bias=array(first_bias[None]),
-        rows=array(rows),
-        learned=array(learned),
+        first=array(pad(into, (0, more))),
+        learned=array(pad(learned, (0, 0, 0, more)) if len(learned) else learned),
+        constant=array(constant),
         weights=array(torch.cat([first.new_zeros(0, size), *weights]).view(-1, size, size)),
         biases=array(torch.cat([first.new_zeros(0), *biases]).view(-1, size)),
-        last=array(last),
-        last_bias=array(last_bias[None]),
+        last=array(last.T),
+        last_bias=last_bias.numpy()[0],
         activation=CODES[networks.activation],
     )
 
