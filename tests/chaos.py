@@ -22,6 +22,7 @@ from pathlib import Path
 from consumers.opening import connect, topics_of
 from consumers.patience import FIRST_ANSWER_SECONDS, within
 from consumers.settings import Settings
+from consumers.system import compile_loops
 from streaming.errors import BrokerUnreachable
 from streaming.log import Message
 from tests.chaos_outcome import Outcome, write_table
@@ -265,6 +266,8 @@ def chaos(folder: Path, seed: int, events: int, faults: int, nodes: int) -> Outc
         log={"session_timeout_ms": int(1000 * SESSION_SECONDS)},
         kafka={"transaction_timeout_ms": 10_000, "request_timeout_ms": 5_000},
     )
+    # Or the faults would hit processes that compile, for minutes, and nothing would be scored until the last of them had happened.
+    compile_loops(settings)
     with Nursery(folder / "said.jsonl") as nursery, KafkaCluster(folder / "kafka", nodes, settings=KILLED, proxied=True) as cluster:
         return Chaos(settings, cluster, nursery, seed).run(events, faults)
 

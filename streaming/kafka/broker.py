@@ -99,6 +99,14 @@ class KafkaLog(Log):
         with self.client.told("asking for the cluster's id", "DESCRIBE"), self._lock:
             return f"cluster {self._admin.describe_cluster()['cluster_id']}"
 
+    def features(self) -> dict[str, dict[str, Any]]:
+        """What the cluster's brokers have agreed on, by feature; nothing where they are older than that (2.4)."""
+        with self.client.told("asking for the cluster's features", "DESCRIBE"), self._lock:
+            with contextlib.suppress(errors.UnsupportedVersionError):
+                found: dict[str, dict[str, Any]] = self._admin.describe_features()
+                return found
+            return {}
+
     def topics(self) -> dict[str, Topic]:
         """As `Log.topics`."""
         self._refresh()

@@ -17,6 +17,7 @@ from kafka import errors
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from streaming.errors import BrokerUnreachable, Fenced, LogError
+from streaming.kafka import transaction_v2
 from streaming.kafka.client import BATCH_BYTES
 from streaming.kafka.transaction import Transaction
 from streaming.log import Assignment, Commit, Committed, Message, TopicPartition, Writer
@@ -85,6 +86,8 @@ class KafkaWriter(Writer):
             )
             try:
                 self._producer.init_transactions()
+                if transaction_v2.offered(log.features()):
+                    transaction_v2.teach(self._producer)
             except BaseException:
                 self._producer.close(timeout=0)
                 raise

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from streaming.brokers import open_log
+from streaming.kafka import transaction_v2
 from streaming.log import Log, Message, Record, Topic, TopicPartition
 from tests.kafka_cluster import KafkaCluster
 
@@ -107,9 +108,11 @@ KAFKA = Capabilities(
 )
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+@pytest.fixture(params=["embedded", *(pytest.param(name, marks=pytest.mark.kafka) for name in ("kafka", "kafka, transactions 1"))])
+def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """Each broker in turn. A further one is a further parameter, with its own capabilities."""
+    if request.param == "kafka, transactions 1":  # As of a cluster that has no others.
+        monkeypatch.setattr(transaction_v2, "LEVEL", transaction_v2.LEVEL + 1)
     with ExitStack() as opened:
         if request.param == "embedded":
 
