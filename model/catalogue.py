@@ -370,7 +370,7 @@ def way(products: list[tuple[Tensor, Tensor]], networks: Networks, task: int) ->
     layer = networks.item[0]
     if len(networks.item) > 1 and layer.learned is not None and layer.learned[0].shape[1] <= sum(layer.weight.shape[-2:]):
         into, learned = layer.learned[0][task].T, layer.learned[1][task]
-        constant = -learned.sum(0)
+        constant = -learned.sum(0)  # The bias is the weight of a constant 1, which is in each likeness.
     weights, biases = zip(*between, strict=True) if between else ((), ())
     size, more = len(last), filled(into.shape[1]) - into.shape[1]
 
