@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from model import engine, kernels, networks, steps
 from model.fastweights import Networks
 from model.highest import Runs
-from model.itemscores import Common, Items, Way, common, filled, scores
+from model.itemscores import Common, Items, Way, filled, in_common, scores
 from model.mamo import Mamo
 from model.numbering import slices
 from model.rowkernels import CODES
@@ -256,7 +256,7 @@ class Catalogue:
         of_users = kernels.side_by_side((found.to_user * found.mean[:, None]).sum(2), len(tasks))
         own = pad(torch.from_numpy(of_users), (0, 1), value=1.0)
         for place, block in self._all():
-            assert isinstance(block, Tensor)  # noqa: S101
+            assert isinstance(block, Tensor)  # noqa: S101  `_made` sees to it
             torch.mm(own, block.T, out=scores[:, place])
 
     def _by_networks(self, tasks: list[Task], scores: Tensor) -> None:
@@ -268,12 +268,11 @@ class Catalogue:
             for place, number in enumerate(part.tasks.tolist())
         ]
         for place, block in self._all():
-            assert isinstance(block, Items)  # noqa: S101
+            assert isinstance(block, Items)  # noqa: S101  likewise
             asked = [(number, scorer(block)) for number, scorer in ways]
             # In parts that the processor's second cache holds: all tasks read them from the memory once.
-            at_once = IN_CACHE if len(asked) > 1 else len(block.own)
-            for begin in range(0, len(block.own), at_once):
-                part = slice(begin, begin + at_once)
+            for begin in range(0, len(block.own), IN_CACHE):
+                part = slice(begin, begin + IN_CACHE)
                 for number, of in asked:
                     found = of(part)
                     scores[number, place.start + begin : place.start + begin + len(found)] = found
@@ -319,7 +318,7 @@ class Catalogue:
     def _common(self, rows: NDArray[np.int32], weights: NDArray[np.float32]) -> list[Common]:
         d, both = self.model.settings.embedding_size, np.stack([rows, weights.view(np.int32)], 2)
         found = (
-            common(slice(number * d, (number + 1) * d), both[:, start:end].reshape(len(rows), -1))
+            in_common(slice(number * d, (number + 1) * d), both[:, start:end].reshape(len(rows), -1))
             for number, (start, end) in enumerate(self.model.items.spans)
         )
         return [each for each in found if each is not None]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 TOGETHER = 160
 """Rows at once: 20 KB of each thing at d_e of 32."""
 
-
 SEVERAL = 4
 """Items that have a feature's value in common, on average, from which on it is held and multiplied once for all of them."""
 
@@ -73,7 +72,7 @@ class Items(NamedTuple):
         return matrix[self.columns], np.concatenate(known) if known else np.empty((0, matrix.shape[1]), matrix.dtype)
 
 
-def common(of: slice, encoded: Numbers | NDArray[np.int32]) -> Common | None:
+def in_common(of: slice, encoded: Numbers | NDArray[np.int32]) -> Common | None:
     """What items have in common of a feature that is encoded to these rows (m, slots); None where most have a value of their own."""
     rows = np.ascontiguousarray(encoded)
     whole = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()

@@ -258,7 +258,10 @@ def write(
     gated: bool,  # noqa: FBT001  what is compiled has no names
     centred: bool,  # noqa: FBT001
 ) -> tuple[Floats, ...]:
-    """What `Writes.of_users` gives, in the order of `PARTS`, with changes of M_uI as (U, size)."""
+    """What `Writes.of_users` gives, in the order of `PARTS`, with changes of M_uI as (U, size).
+
+    All in one, as `follow` is: of so few users and rows each call would take longer than what it does.
+    """
     (users, rows), size, kind = attended.shape, profiles.shape[1], attended.dtype
     looked, of_centre, left, still = np.empty_like(profiles), np.zeros(size, kind), 1.0, 1 - alpha / rows
     for user in range(users - 1, -1, -1):

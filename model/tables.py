@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model.numbering import Numbers
 
 
-class Keys(Texts):
+class RowKeys(Texts):
     """The keys of rows of a table, who need not be looked up there for as long as its rows keep their numbers."""
 
     __slots__ = ("layout", "rows", "table")
@@ -90,7 +90,7 @@ class Table:
     def home(self, key: str) -> str:
         """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full.
 
-        Keys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
+        RowKeys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
         """
         if "=" not in key or self.known < self.max_rows or ((row := self.rows.get(key)) is not None and not self.provisional[row]):
             return key
@@ -158,13 +158,13 @@ class Table:
         self.values.numpy()[found] = values.numpy()
         return found
 
-    def texts(self, rows: Numbers) -> Keys:
+    def texts(self, rows: Numbers) -> RowKeys:
         """The keys of rows (m,)."""
-        return Keys(self, rows, self._indexed().texts(rows))
+        return RowKeys(self, rows, self._indexed().texts(rows))
 
     def _find(self, keys: Sequence[str]) -> Numbers:
         """The rows of keys, -1 for one without."""
-        if isinstance(keys, Keys) and keys.table is self and keys.layout == self.layout:
+        if isinstance(keys, RowKeys) and keys.table is self and keys.layout == self.layout:
             return keys.rows.copy()
         if isinstance(keys, Texts):
             return self._indexed().of(keys)[0]
@@ -211,7 +211,7 @@ class Table:
         self.layout += 1
 
     def export(self) -> tuple[list[str], Tensor]:
-        """Keys and values, of shape (known, width), of all rows that the version holds."""
+        """RowKeys and values, of shape (known, width), of all rows that the version holds."""
         rows = np.flatnonzero(~self.provisional[: len(self)])
         return [self.keys[row] for row in rows.tolist()], self.values[torch.from_numpy(rows)]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.itemscores import TOGETHER, Items, Way, common, filled, scores
+from model.itemscores import TOGETHER, Items, Way, filled, in_common, scores
 from model.rowkernels import CODES
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -40,7 +40,7 @@ def test_items_pass_through_what_a_task_has_learned(
 
     wide, values = 3 * len(features), [rng.integers(0, count, (items, 1)) for count in features]
     p_i = np.concatenate([drawn(count, 3)[of[:, 0]] for count, of in zip(features, values, strict=True)], 1)
-    found = [common(slice(3 * place, 3 * place + 3), of) for place, of in enumerate(values)]
+    found = [in_common(slice(3 * place, 3 * place + 3), of) for place, of in enumerate(values)]
     parts = Items.of(p_i, drawn(items, size), [each for each in found if each is not None])
     first, learned = drawn(wide, factors or size), drawn(factors, size)
     more = filled(first.shape[1]) - first.shape[1]
@@ -64,8 +64,8 @@ def test_items_pass_through_what_a_task_has_learned(
 
 def test_only_what_several_items_have_in_common_is_held_once() -> None:
     few, many, of = np.arange(40)[:, None] % 10, np.arange(40)[:, None] % 11, slice(2, 4)
-    assert common(of, many) is None
-    found = common(of, few)
+    assert in_common(of, many) is None
+    found = in_common(of, few)
     assert found is not None
     assert (found.firsts.tolist(), found.values.tolist()) == (list(range(10)), few[:, 0].tolist())
     p_i = np.random.default_rng(1).normal(size=(40, 6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,8 +125,10 @@ def test_what_was_not_committed_is_not_seen_and_nothing_waits_for_it(log: Log) -
     writer = log.writer("aborted")
     writer.commit(to_out("seen"), OFFSETS, "group")
     member = log.member("members", "source")
+    deadline = time.monotonic() + 30
     while not (assignment := member.assignment()).partitions:
-        pass
+        assert time.monotonic() < deadline, "the only member was given nothing"
+        time.sleep(0.05)
     stale = assignment._replace(generation=assignment.generation + 40)
     with pytest.raises(LogError, match="IllegalGeneration"):
         writer.commit(to_out("never"), OFFSETS, stale)
