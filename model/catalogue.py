@@ -253,7 +253,7 @@ class Catalogue:
         batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
         _, solved = engine.solve(model, batch)
         found = solved.found
-        of_users = kernels.side_by_side((found.to_user * found.mean[:, None]).sum(2), len(tasks))
+        of_users = kernels.side_by_side((found.to_user * found.answers[:, None, :, 0]).sum(2), len(tasks))
         own = pad(torch.from_numpy(of_users), (0, 1), value=1.0)
         for place, block in self._all():
             assert isinstance(block, Tensor)  # noqa: S101  `_made` sees to it

@@ -87,7 +87,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         noise=shared.noise,
     )
     tasks, queries = batch.query_items.shape
-    found = kernels.Found.of(tasks, queries, shared.prior.shape[1], p_u.dtype)
+    found = kernels.Found.of(tasks, queries, shared.prior.shape[1], shared.known.shape[1], p_u.dtype)
     kernels.adapt(given, found)
     prediction = Prediction(
         score=torch.from_numpy(found.score),
@@ -97,7 +97,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         theta_u=[],
         mixing=None,
         mixing_read=None,
-        last_layer=torch.from_numpy(kernels.side_by_side(found.mean, len(task))),
+        last_layer=torch.from_numpy(kernels.side_by_side(found.answers[:, :, 0], len(task))),
         last_layer_prior=torch.from_numpy(shared.profile_prior.take(task, 0)),
     )
     return prediction, Solved(phi, rows, p_u, attention, p_i, items, shared, given, found)

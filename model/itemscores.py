@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import borrowing, compiled
-from model.lanes import LANES, accumulate
-from model.products import multiply, multiply_rows, take_product, through
+from model.lanes import LANES
+from model.products import accumulate, multiply, multiply_rows, take_product, through
 from model.rowkernels import activate
 
 if TYPE_CHECKING:

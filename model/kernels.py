@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import compiled
-from model.lanes import LANES, accumulate, add, condition, join, scale, slopes, substitute, through_users
-from model.products import multiply
+from model.lanes import LANES, add, condition, fill_turned, join, slopes, substitute, through_users
+from model.products import accumulate, multiply, scale, turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,29 +63,26 @@ class Found(NamedTuple):
     score: Floats
     """(B, q), likewise ``variance``."""
     variance: Floats
-    mean: Floats
-    """(C, F, LANES), the adapted w."""
-    spread: Floats
-    """(C, q, F, LANES), A^-1 x of each query."""
+    answers: Floats
+    """(C, F, 1 + q, LANES), first the adapted w, then A^-1 x of each query."""
     told: Floats
-    """(C, F, F, LANES), S = Z' N Z, what the support tells, of items as all users see them."""
+    """(C, F, W, LANES), S = Z' N Z, what the support tells, of items as all users see them; behind it Z' N r, and 0."""
     seen: Floats
-    """(C, 1 + q, F, LANES), first Z' N r of the support, then z of each query."""
+    """(C, F, 1 + q, LANES), first Z' N r of the support, then z of each query."""
     to_user: Floats
     """(C, F, F, LANES), T of each task's user."""
 
     @classmethod
-    def of(cls, tasks: int, queries: int, size: int, dtype: np.dtype) -> Found:
-        """Room for so many tasks with so many queries each, of F = ``size``; a query that is none scores 0 with variance 1."""
+    def of(cls, tasks: int, queries: int, size: int, width: int, dtype: np.dtype) -> Found:
+        """Room for so many tasks with so many queries each, of F = ``size`` and W = ``width``; one that is none scores 0, variance 1."""
         blocks = -(-tasks // LANES)
-        square = (blocks, size, size, LANES)
+        square, sides = (blocks, size, size, LANES), (blocks, size, 1 + queries, LANES)
         return cls(
             score=np.zeros((tasks, queries), dtype),
             variance=np.ones((tasks, queries), dtype),
-            mean=np.empty((blocks, size, LANES), dtype),
-            spread=np.zeros((blocks, queries, size, LANES), dtype),
-            told=np.empty(square, dtype),
-            seen=np.zeros((blocks, 1 + queries, size, LANES), dtype),
+            answers=np.zeros(sides, dtype),
+            told=np.empty((blocks, size, width, LANES), dtype),
+            seen=np.zeros(sides, dtype),
             to_user=np.empty(square, dtype),
         )
 
@@ -106,23 +103,23 @@ def adapt(given: Given, found: Found) -> None:
     known, item_of, items, ratings, starts, decay, user_of, e_u, attention, mixing, prior, prior_precision, query_items, queries, noise = (
         given
     )
-    score, variance, mean, spread, told, seen, of_users = found
+    score, variance, answers, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
-    rows, weighted, gram = np.empty((longest, width), kind), np.empty((longest, width), kind), np.empty((width, width), kind)
+    rows, weighted = np.empty((longest, width), kind), np.empty((longest, width), kind)
+    # Of tasks one after the other, until they are turned to stand side by side.
+    grams, of_queries = np.zeros((LANES, width, width), kind), np.zeros((LANES, width), kind)
     a, own, inverse = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, LANES), kind)
     # The right-hand sides: t, and each query's features.
-    sides = np.empty((1 + most, f, LANES), kind)
-    on_query, squared, one = np.empty(LANES, kind), np.empty(LANES, kind), kind.type(1)
+    sides = np.empty((f, 1 + most, LANES), kind)
+    on_query, squared, one = np.empty((1, most, LANES), kind), np.empty(LANES, kind), kind.type(1)
     embedded, attended = np.zeros((f - 1, LANES), kind), np.zeros((len(mixing), LANES), kind)
     mixed = np.empty((mixing.shape[1], LANES), kind)
-    for block in range(len(mean)):
+    for block in range(len(answers)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
         s, t, right = told[block], of_users[block], seen[block]
         sides[:] = 0
-        if lanes < LANES:
-            s[:] = 0
         for lane in range(lanes):
             task = begin + lane
             first, count = starts[task], starts[task + 1] - starts[task]
@@ -134,34 +131,38 @@ def adapt(given: Given, found: Found) -> None:
             for place in range(count):
                 scale(weighted[place], decay[count - 1 - place], rows[place])
             # With the residual beside z: Z' N Z and Z' N r at once.
-            multiply(weighted[:count].T, rows[:count], gram)
-            for i in range(f):
-                right[0, i, lane] = gram[i, f]
-                sides[0, i, lane] = prior_precision[i] * prior[user, i]
-                for j in range(f):
-                    s[i, j, lane] = gram[i, j]
+            multiply(weighted[:count].T, rows[:count], grams[lane])
+            for k in range(f):
+                sides[k, 0, lane] = prior_precision[k] * prior[user, k]
             for k in range(f - 1):
                 embedded[k, lane] = e_u[user, k]
             for row in range(len(mixing)):
                 attended[row, lane] = attention[user, row]
-            for query in range(queries[task]):
-                of_item = known[item_of[query_items[task, query]]]
-                for k in range(f):
-                    right[1 + query, k, lane] = of_item[k]
-
-        join(mixing, attended, embedded, mixed, t)
-        condition(s, t, prior_precision, right[: 1 + asked], sides[: 1 + asked], own, a, inverse)
+        if lanes < LANES:
+            grams[lanes:] = 0
+        turn(grams.reshape(LANES, width * width)[:, : f * width], s.reshape(f * width, LANES))
+        for k in range(f):
+            scale(right[k, 0], one, s[k, f])
         for query in range(asked):
-            on_query[:] = 0
-            squared[:] = noise
-            add(on_query, sides[0], sides[1 + query])
-            add(squared, sides[1 + query], sides[1 + query])
             for lane in range(lanes):
                 if query < queries[begin + lane]:
-                    score[begin + lane, query] = on_query[lane] - known[item_of[query_items[begin + lane, query]], f]
+                    scale(of_queries[lane], one, known[item_of[query_items[begin + lane, query]]])
+                else:
+                    of_queries[lane] = 0
+            turn(of_queries[:lanes, :f], right[:, 1 + query, :lanes])
+
+        join(mixing, attended, embedded, mixed, t)
+        own_sides = sides[:, : 1 + asked]
+        condition(s[:, :f], t, prior_precision, right[:, : 1 + asked], own_sides, own, a, inverse)
+        fill_turned(on_query[:, :asked], own_sides[:, :1], own_sides[:, 1:])
+        for query in range(asked):
+            squared[:] = noise
+            add(squared, sides[:, 1 + query], sides[:, 1 + query])
+            for lane in range(lanes):
+                if query < queries[begin + lane]:
+                    score[begin + lane, query] = on_query[0, query, lane] - known[item_of[query_items[begin + lane, query]], f]
                     variance[begin + lane, query] = squared[lane]
-        for side in range(1 + asked):
-            substitute(a, inverse, sides[side], mean[block] if side == 0 else spread[block, side - 1])
+        substitute(a, inverse, own_sides, answers[block, :, : 1 + asked])
 
 
 @compiled
@@ -182,22 +183,24 @@ def pull(
     precision, and at minus the exponent of recency.
     """
     known, item_of, items, ratings, starts, decay, user_of, _, _, _, prior, prior_precision, query_items, queries, noise = given
-    _, _, mean, spread, told, seen, of_users = found
+    _, _, answers, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most = len(starts) - 1, query_items.shape[1]
-    at_a, through = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
-    at_own, matrix = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
-    vector, at_precision = np.empty((f, LANES), kind), np.empty(LANES, kind)
+    at_a, through, turned = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
+    at_own, at_precision = np.empty((f, f, LANES), kind), np.empty(LANES, kind)
+    # [[2 M, v], [v', 0]] of each task side by side; then, as at T and at each query, one after the other.
+    both, forms = np.zeros((width, width, LANES), kind), np.empty((LANES, width, width), kind)
+    of_users_own, of_queries = np.empty((LANES, f * f), kind), np.zeros((LANES, width), kind)
     by_score, by_variance = np.empty((most, LANES), kind), np.empty((most, LANES), kind)
     left, right = np.empty((2 + most, f, LANES), kind), np.empty((2 + most, f, LANES), kind)
-    features, at_asked = np.empty((1 + most, f, LANES), kind), np.empty((most, f, LANES), kind)
+    features, at_seen = np.empty((1 + most, f, LANES), kind), np.empty((1 + most, f, LANES), kind)
     longest = len(decay)
     rows, pulled = np.empty((longest, width), kind), np.empty((longest, width), kind)
-    form, squares, waited = np.zeros((width, width), kind), np.empty(width, kind), np.empty(longest, kind)
+    squares, waited = np.empty(width, kind), np.empty(longest, kind)
     for newer in range(longest):
         waited[newer] = math.log1p(newer)
-    one, two, half = kind.type(1), kind.type(2), kind.type(0.5)
-    for block in range(len(mean)):
+    one, half = kind.type(1), kind.type(0.5)
+    for block in range(len(answers)):
         begin = block * LANES
         lanes, asked = min(LANES, tasks - begin), 0
         by_score[:] = 0
@@ -207,22 +210,29 @@ def pull(
             for query in range(queries[begin + lane]):
                 by_score[query, lane] = at_score[begin + lane, query]
                 by_variance[query, lane] = at_variance[begin + lane, query]
-        s, t, w, v, of_items = told[block], of_users[block], mean[block], spread[block, :asked], seen[block, : 1 + asked]
-        slopes(by_score[:asked], by_variance[:asked], w, v, left[: 2 + asked], right[: 2 + asked], features[: 1 + asked], at_a)
-        through_users(s, t, of_items, at_a, features[: 1 + asked], through, matrix, vector, at_own, at_asked[:asked])
+        s, t, solved, of_items = told[block, :, :f], of_users[block], answers[block, :, : 1 + asked], seen[block, :, : 1 + asked]
+        slopes(by_score[:asked], by_variance[:asked], solved, left[: 2 + asked], right[: 2 + asked], features[: 1 + asked], at_a)
+        through_users(s, t, of_items, at_a, features[: 1 + asked], turned, through, both[:f, :f], at_own, at_seen[: 1 + asked])
         at_precision[:] = 0
-        add(at_precision, vector, of_items[0])
         for i in range(f):
-            add(at_precision, matrix[i], s[i])
+            add(at_precision, both[i, :f], s[i])
+            scale(both[i, f], one, at_seen[0, i])
+            scale(both[f, i], one, at_seen[0, i])
+        for lane in range(LANES):
+            at_precision[lane] *= half
+        add(at_precision, at_seen[0], of_items[:, 0])
         for query in range(asked):
             for lane in range(LANES):
                 at_precision[lane] -= by_variance[query, lane] * noise
+            turn(at_seen[1 + query], of_queries[:, :f])
             for lane in range(lanes):
                 if query < queries[begin + lane]:
-                    into = at_known[query_items[begin + lane, query]]
-                    for k in range(f):
-                        into[k] += at_asked[query, k, lane]
-                    into[f] -= by_score[query, lane]
+                    of_queries[lane, f] = -by_score[query, lane]
+            for lane in range(lanes):
+                if query < queries[begin + lane]:
+                    accumulate(at_known[query_items[begin + lane, query]], one, of_queries[lane])
+        turn(both.reshape(width * width, LANES), forms.reshape(LANES, width * width))
+        turn(at_own.reshape(f * f, LANES), of_users_own)
 
         for lane in range(lanes):
             task = begin + lane
@@ -230,21 +240,15 @@ def pull(
             for i in range(f):
                 of[i] += prior_precision[i] * (at_a[i, i, lane] + features[0, i, lane] * prior[user, i])
                 at_prior[user, i] += prior_precision[i] * features[0, i, lane]
-                for j in range(f):
-                    at_to_user[user, i, j] += at_own[i, j, lane]
+            accumulate(at_to_user[user].reshape(f * f), one, of_users_own[lane])
             of[f] += at_precision[lane]
 
             # N (z' M z + r v' z) = N (z, r)' [[M, v/2], [v'/2, 0]] (z, r), by z and r, and by the exponent of recency in N.
             first, end = starts[task], starts[task + 1]
-            for i in range(f):
-                for j in range(f):
-                    form[i, j] = two * matrix[i, j, lane]
-                form[i, f] = vector[i, lane]
-                form[f, i] = vector[i, lane]
             for place in range(first, end):
                 scale(rows[place - first], one, known[item_of[items[place]]])
                 rows[place - first, f] += ratings[place]
-            multiply(rows[: end - first], form, pulled[: end - first])
+            multiply(rows[: end - first], forms[lane], pulled[: end - first])
             squares[:] = 0
             for place in range(first, end):
                 newer, by_row = end - 1 - place, pulled[place - first]

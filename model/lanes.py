@@ -1,100 +1,93 @@
 """The closed form for several tasks side by side: in an array whose last axis counts `LANES` tasks, a row is a vector register.
 
 The matrices of one task are too small to be worth a call of BLAS each, and Numba makes no registers of such short rows by itself: checking
-that arrays do not overlap costs it more than the work. So the one operation that all is made of is spelled out here for LLVM.
+that arrays do not overlap costs it more than the work. So what all is made of is spelled out here for LLVM.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils as code  # its builders of loops and variables
 from numba.extending import intrinsic
 
 from model.compiled import compiled
-from model.products import multiply, spread
+from model.products import multiply, scale
+from model.registers import WIDE, Code, Matrix, code, generated
 
 if TYPE_CHECKING:
     from model.kernels import Floats
 
-LANES = 16
-"""Tasks side by side: as many float32 as the widest registers hold. Narrower ones take a row in several parts."""
-
-_CONTRACT = ("contract",)  # A product and a sum may be one instruction; nothing else of the order changes.
+LANES = WIDE
+"""Tasks side by side, one in each place of a register."""
 
 
-def _sum_of_products(join: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Callable[[Floats, Floats, Floats], None]:
-    """A function (out, left, right) that joins ``out`` (LANES,) with left[k] right[k] for each k, one after the other.
+def _add(of: Code, into: Matrix, left: Matrix, right: Matrix) -> None:
+    first, (total,) = of.number(0), of.sums(1)
+    of.builder.store(of.load(into.at(first, first), None), total)
+    with code.for_range(of.builder, left.rows) as loop:
+        of.join(total, *(of.load(rows.at(loop.index, first), None) for rows in (left, right)))
+    of.store(of.builder.load(total), into.at(first, first), None)
 
-    ``left`` and ``right`` are (n, LANES); their rows must be contiguous.
+
+def _of_three(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats], None]:
+    @intrinsic
+    def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
+        return types.none(into, left, right), generated(write)
+
+    return cast("Callable[[Floats, Floats, Floats], None]", operation)
+
+
+def _product(*, turned: bool, sign: Literal["fadd", "fsub"] | None = None) -> Callable[[Floats, Floats, Floats], None]:
+    """A function (into, left, right) of matrices of rows of `LANES`, (m, n), (m, k) and (k, n), that joins their product with ``into``.
+
+    Where there is no sign it is filled with it. ``left`` may be given ``turned``, (k, m). Rows of all must be contiguous.
     """
 
-    @intrinsic
-    def joined(_: object, out: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
-            into, *rows = (context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, arguments, strict=True))
-            element = into.data.type.pointee
-            register, align = ir.VectorType(element, LANES).as_pointer(), context.get_abi_sizeof(element)
-            starts = [builder.bitcast(row.data, code.voidptr_t) for row in rows]
-            strides = [code.unpack_tuple(builder, row.strides)[0] for row in rows]
-            target = builder.bitcast(into.data, register)
-            total = code.alloca_once_value(builder, builder.load(target, align=align))
-            with code.for_range(builder, code.unpack_tuple(builder, rows[0].shape)[0]) as loop:
-                left, right = (
-                    builder.load(builder.bitcast(builder.gep(start, [builder.mul(loop.index, stride)]), register), align=align)
-                    for start, stride in zip(starts, strides, strict=True)
-                )
-                builder.store(join(builder, builder.load(total), builder.fmul(left, right, flags=_CONTRACT)), total)
-            builder.store(builder.load(total), target, align=align)
-            return context.get_dummy_value()
+    def write(of: Code, into: Matrix, left: Matrix, right: Matrix) -> None:
+        builder = of.builder
 
-        return types.none(out, left, right), generate
+        def tile(row: ir.Value, many: int, first: ir.Value) -> None:
+            columns, sums = [of.next(first, column) for column in range(many)], of.sums(many)
+            for column, total in zip(columns, sums, strict=True):
+                builder.store(of.zero if sign is None else of.load(into.at(row, column), None), total)
+            with code.for_range(builder, left.rows if turned else left.columns) as loop:
+                by = of.load(left.at(loop.index, row) if turned else left.at(row, loop.index), None)
+                for column, total in zip(columns, sums, strict=True):
+                    of.join(total, by, of.load(right.at(loop.index, column), None), sign or "fadd")
+            for column, total in zip(columns, sums, strict=True):
+                of.store(builder.load(total), into.at(row, column), None)
 
-    return cast("Callable[[Floats, Floats, Floats], None]", joined)
+        with code.for_range(builder, into.rows) as loop:
+            of.parts(into.columns, lambda many, first: tile(loop.index, many, first))
+
+    return _of_three(write)
 
 
-add = _sum_of_products(lambda builder, total, product: builder.fadd(total, product, flags=_CONTRACT))
-"""Out += sum_k left[k] right[k], for each of `LANES` tasks: out (LANES,), left and right (n, LANES)."""
+add = _of_three(_add)
+"""Into += sum_k left[k] right[k], for each of `LANES` tasks: into (LANES,), left and right (n, LANES), whose rows must be contiguous."""
 
-subtract = _sum_of_products(lambda builder, total, product: builder.fsub(total, product, flags=_CONTRACT))
-"""Out -= sum_k left[k] right[k], likewise."""
+fill = _product(turned=False)
+"""Into = left right, matrices (m, n, LANES), (m, k, LANES) and (k, n, LANES), for each of `LANES` tasks."""
 
+fill_turned = _product(turned=True)
+"""Into = left' right, of a left (k, m, LANES), likewise."""
 
-def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
-    """A function (into, by, row) of rows of a multiple of `LANES` numbers, that writes by row, or adds it ``onto`` what is there."""
+add_product = _product(turned=False, sign="fadd")
+"""Into += left right."""
 
-    @intrinsic
-    def joined(_: object, into: types.Array, by: types.Float, row: types.Array) -> tuple[Any, Any]:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
-            target, source = (context.make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2))
-            element = target.data.type.pointee
-            kind, align = ir.VectorType(element, LANES), context.get_abi_sizeof(element)
-            factor = spread(builder, arguments[1], LANES)
-            registers = builder.udiv(code.unpack_tuple(builder, target.shape)[0], ir.Constant(ir.IntType(64), LANES))
-            begins = [builder.bitcast(array.data, kind.as_pointer()) for array in (target, source)]
-            with code.for_range(builder, registers) as loop:
-                place, of = (builder.gep(begin, [loop.index]) for begin in begins)
-                value = builder.fmul(factor, builder.load(of, align=align), flags=_CONTRACT)
-                if onto:
-                    value = builder.fadd(builder.load(place, align=align), value, flags=_CONTRACT)
-                builder.store(value, place, align=align)
-            return context.get_dummy_value()
+add_turned = _product(turned=True, sign="fadd")
+"""Into += left' right."""
 
-        return types.none(into, by, row), generate
+take_product = _product(turned=False, sign="fsub")
+"""Into -= left right."""
 
-    return cast("Callable[[Floats, np.floating, Floats], None]", joined)
-
-
-scale = _by_number(onto=False)
-"""Into = by row; by 1 it is a copy that does not look whether they overlap."""
-
-accumulate = _by_number(onto=True)
-"""Into += by row."""
+take_turned = _product(turned=True, sign="fsub")
+"""Into -= left' right."""
 
 
 @compiled
@@ -123,75 +116,67 @@ def condition(s: Floats, t: Floats, prior_precision: Floats, seen: Floats, sides
     """A = T' S T + Lambda = R' R of `LANES` tasks, and R'^-1 of right-hand sides.
 
     ``s``, ``t`` and the room ``own`` and ``a`` are (F, F, LANES). Right-hand sides are T' ``seen`` plus what ``sides`` hold, both
-    (m, F, LANES), and are left in ``sides``. R is left above the diagonal of ``a``, one over its diagonal in ``inverse`` (F, LANES).
+    (F, m, LANES), and are left in ``sides``. R is left above the diagonal of ``a``, one over its diagonal in ``inverse`` (F, LANES).
     """
     f = len(s)
-    own[:] = 0
-    a[:] = 0
-    for i in range(f):
-        for j in range(f):
-            add(own[i, j], s[i], t[:, j])
-    for i in range(f):
-        for j in range(i, f):
-            add(a[i, j], t[:, i], own[:, j])
-        for lane in range(LANES):
-            a[i, i, lane] += prior_precision[i]
-    for side in range(len(sides)):
-        for j in range(f):
-            add(sides[side, j], seen[side], t[:, j])
+    fill(own, s, t)
+    fill_turned(a, t, own)
+    add_turned(sides, t, seen)
     for k in range(f):
-        for j in range(k, f):
-            subtract(a[k, j], a[:k, k], a[:k, j])
+        for lane in range(LANES):
+            a[k, k, lane] += prior_precision[k]
+    for k in range(f):
+        above = a[:k, k : k + 1]
+        take_turned(a[k : k + 1, k:], above, a[:k, k:])
+        take_turned(sides[k : k + 1], above, sides[:k])
         for lane in range(LANES):
             inverse[k, lane] = 1 / math.sqrt(a[k, k, lane]) if a[k, k, lane] > 0 else np.nan
         for j in range(k + 1, f):
             for lane in range(LANES):
                 a[k, j, lane] *= inverse[k, lane]
-        for side in range(len(sides)):
-            subtract(sides[side, k], a[:k, k], sides[side, :k])
+        for side in range(sides.shape[1]):
             for lane in range(LANES):
-                sides[side, k, lane] *= inverse[k, lane]
+                sides[k, side, lane] *= inverse[k, lane]
 
 
 @compiled
-def substitute(a: Floats, inverse: Floats, side: Floats, into: Floats) -> None:
-    """R^-1 of a right-hand side (F, LANES), of what `condition` has left."""
-    for k in range(len(side) - 1, -1, -1):
-        for lane in range(LANES):
-            into[k, lane] = side[k, lane]
-        subtract(into[k], a[k, k + 1 :], into[k + 1 :])
-        for lane in range(LANES):
-            into[k, lane] *= inverse[k, lane]
+def substitute(a: Floats, inverse: Floats, sides: Floats, into: Floats) -> None:
+    """R^-1 of right-hand sides (F, m, LANES), of what `condition` has left."""
+    for k in range(len(sides) - 1, -1, -1):
+        for side in range(sides.shape[1]):
+            scale(into[k, side], into.dtype.type(1), sides[k, side])
+        take_product(into[k : k + 1], a[k : k + 1, k + 1 :], into[k + 1 :])
+        for side in range(sides.shape[1]):
+            for lane in range(LANES):
+                into[k, side, lane] *= inverse[k, lane]
 
 
 @compiled
-def slopes(
-    by_score: Floats, by_variance: Floats, w: Floats, v: Floats, left: Floats, right: Floats, features: Floats, at_a: Floats
-) -> None:
+def slopes(by_score: Floats, by_variance: Floats, found: Floats, left: Floats, right: Floats, features: Floats, at_a: Floats) -> None:
     """From the gradients at scores and variances (q, LANES) to those at t, at each query's x and at A, of `LANES` tasks.
 
-    ``w`` (F, LANES) and ``v`` (q, F, LANES) are the means and spreads found. Into ``features`` (1 + q, F, LANES), of which t is the first,
-    and ``at_a`` (F, F, LANES), which is symmetric; ``left`` and ``right`` (2 + q, F, LANES) are room for the factors of its sum.
+    ``found`` (F, 1 + q, LANES) is the mean found, and the spread of each query. Into ``features`` (1 + q, F, LANES), of which t is the
+    first, and ``at_a`` (F, F, LANES), which is symmetric; ``left`` and ``right`` (2 + q, F, LANES) are room for the factors of its sum.
     """
-    asked, f = len(v), len(w)
-    two, half = w.dtype.type(2), w.dtype.type(0.5)
+    f, asked = len(found), len(by_score)
+    two, half = found.dtype.type(2), found.dtype.type(0.5)
     features[0] = 0
     at_a[:] = 0
     for k in range(f):
-        add(features[0, k], by_score, v[:, k])
+        w = found[k, 0]
+        add(features[0, k], by_score, found[k, 1:])
         for lane in range(LANES):
             left[asked, k, lane] = half * features[0, k, lane]
-            right[asked, k, lane] = w[k, lane]
-            left[asked + 1, k, lane] = half * w[k, lane]
+            right[asked, k, lane] = w[lane]
+            left[asked + 1, k, lane] = half * w[lane]
             right[asked + 1, k, lane] = features[0, k, lane]
         for query in range(asked):
+            v = found[k, 1 + query]
             for lane in range(LANES):
-                left[query, k, lane] = by_variance[query, lane] * v[query, k, lane]
-                right[query, k, lane] = v[query, k, lane]
-                features[1 + query, k, lane] = by_score[query, lane] * w[k, lane] + two * left[query, k, lane]
-    for i in range(f):
-        for j in range(f):
-            subtract(at_a[i, j], left[:, i], right[:, j])
+                left[query, k, lane] = by_variance[query, lane] * v[lane]
+                right[query, k, lane] = v[lane]
+                features[1 + query, k, lane] = by_score[query, lane] * w[lane] + two * left[query, k, lane]
+    take_turned(at_a, left, right)
 
 
 @compiled
@@ -201,33 +186,26 @@ def through_users(
     seen: Floats,
     at_a: Floats,
     features: Floats,
+    turned: Floats,
     through: Floats,
-    matrix: Floats,
-    vector: Floats,
+    twice: Floats,
     at_own: Floats,
-    at_asked: Floats,
+    at_seen: Floats,
 ) -> None:
     """From what `slopes` finds, back to items as all users see them and to T, of `LANES` tasks.
 
-    ``matrix`` (F, F, LANES) and ``vector`` (F, LANES) are the gradients at S and at Z' N r, ``at_own`` (F, F, LANES) is that at T, and
-    ``at_asked`` (q, F, LANES) those at z of the queries; ``through`` is room for T at_a.
+    ``twice`` (F, F, LANES) is two times the gradient at S, ``at_own`` (F, F, LANES) that at T, and ``at_seen`` (1 + q, F, LANES) are those
+    at what is ``seen`` (F, 1 + q, LANES): at Z' N r, and at z of the queries. ``turned`` and ``through`` are room for T' and 2 T at_a.
     """
-    f, two = len(t), t.dtype.type(2)
-    through[:] = 0
-    matrix[:] = 0
-    vector[:] = 0
-    at_own[:] = 0
-    at_asked[:] = 0
-    for i in range(f):
-        add(vector[i], t[i], features[0])
-        for query in range(len(at_asked)):
-            add(at_asked[query, i], t[i], features[1 + query])
-        for j in range(f):
-            add(through[i, j], t[i], at_a[j])
-    for i in range(f):
-        for j in range(f):
-            add(matrix[i, j], through[i], t[j])
-            add(at_own[i, j], s[i], through[:, j])
-            for lane in range(LANES):
-                at_own[i, j, lane] *= two
-            add(at_own[i, j], seen[:, i], features[:, j])
+    one, two = t.dtype.type(1), t.dtype.type(2)
+    for i in range(len(t)):
+        for j in range(len(t)):
+            scale(turned[j, i], one, t[i, j])
+    fill(at_seen, features, turned)
+    fill(through, t, at_a)
+    for i in range(len(t)):
+        for j in range(len(t)):
+            scale(through[i, j], two, through[i, j])
+    fill(twice, through, turned)
+    fill(at_own, s, through)
+    add_product(at_own, seen, features)

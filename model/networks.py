@@ -14,7 +14,7 @@ import numpy as np
 
 from model.compiled import borrowing, compiled
 from model.lanes import LANES
-from model.products import multiply, take_product, through, turn
+from model.products import multiply, scale, take_product, through, turn
 from model.rowkernels import activate, add, before, copy
 
 if TYPE_CHECKING:
@@ -141,11 +141,9 @@ def of_theta(layers: Numbers, x: Floats, values: Floats, at: Floats, row: int, i
     for layer in range(len(layers)):
         of, below = at[layer, row], x[row] if layer == 0 else values[layer - 1, row]
         for i in range(len(below)):
-            for k in range(d):
-                into[place + k] = below[i] * of[k]
+            scale(into[place : place + d], below[i], of)
             place += d
-        for k in range(d):
-            into[place + k] = of[k]
+        scale(into[place : place + d], into.dtype.type(1), of)
         place += d
 
 
@@ -159,11 +157,10 @@ def take(values: Floats, which: Numbers, into: Floats) -> None:
 @borrowing
 def by_feature(at_p_i: Floats, at_known: Floats, into: Floats) -> None:
     """Fill the gradient (J, features, F) at what is embedded of each feature, from those at p_i and at what is known of an item."""
-    d = into.shape[2] - 1
+    d, one = into.shape[2] - 1, into.dtype.type(1)
     for item in range(len(into)):
         for feature in range(into.shape[1]):
-            for k in range(d):
-                into[item, feature, k] = at_p_i[item, feature * d + k]
+            scale(into[item, feature, :d], one, at_p_i[item, feature * d : feature * d + d])
             into[item, feature, d] = -at_known[item, d + 1]
 
 

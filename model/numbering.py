@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from model.compiled import borrowing, compiled
+from model.products import accumulate, scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -230,14 +231,10 @@ def add_to_rows(
             row = profile[slot]
             into, weight, source = cells[row], at.dtype.type(weight_of[slot]), at[place, feature_of[slot]]
             if begin <= into < count and found[into] == row:
-                sums = values[into]
-                for k in range(len(source)):
-                    sums[k] += weight * source[k]
+                accumulate(values[into], weight, source)
             else:
                 cells[row], found[count] = count, row
-                sums = values[count]
-                for k in range(len(source)):
-                    sums[k] = weight * source[k]
+                scale(values[count], weight, source)
                 count += 1
     while current < len(ends):
         ends[current] = count

@@ -1,4 +1,4 @@
-"""Products of matrices that stay in the processor's caches, spelled out for LLVM as `model.lanes` is, for loops that Numba compiles.
+"""Products of matrices that stay in the processor's caches, spelled out for LLVM, for loops that Numba compiles.
 
 A call of BLAS packs what it multiplies, so that a layer of 32 takes an eighth longer, one of 100 no longer; taking from a weight is one
 pass here rather than a product and a difference; and a sum has one order, whatever rows stand beside it. `WIDE` numbers of a row are
@@ -8,164 +8,25 @@ for a ``left`` of `multiply` and `take_product`, which may stand transposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from model.compiled import borrowing
+from model.registers import CONTRACT, INT, WIDE, Code, Matrix, code, generated
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from model.kernels import Floats
-
-code: Any = cgutils  # Its builders of loops and variables have no types.
-
-WIDE = 16
-"""Columns that are worked on together."""
-
-TALL = 10 if binding.get_host_cpu_features().get("avx512f") else 5
-"""Rows likewise: enough sums that none waits for itself, and in single precision no more than registers hold."""
 
 TOGETHER = 4
 """Products of two rows that are summed side by side: one sum would wait for itself."""
-
-_CONTRACT = ("contract",)  # A product and a sum may be one instruction; nothing else of the order changes.
-_INT, _NUMBER = ir.IntType(32), ir.IntType(64)
-
-
-def spread(builder: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
-    """A number in all places of a register of so many."""
-    nothing, zeros = (
-        ir.Constant(ir.VectorType(value.type, width), ir.Undefined),
-        ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width),
-    )
-    return builder.shuffle_vector(builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0)), nothing, zeros)
-
-
-class _Matrix:
-    """A matrix as LLVM sees it."""
-
-    def __init__(self, of: _Code, kind: types.Array, array: Any) -> None:  # noqa: ANN401  Numba's
-        self.rows, self.columns = code.unpack_tuple(of.builder, array.shape)
-        self._strides = code.unpack_tuple(of.builder, array.strides)
-        # A step that is known here becomes part of addresses. Another is added to them, by the units that multiply: half the speed.
-        if kind.layout in ("C", "F"):
-            self._strides[kind.layout == "C"] = of.number(of.size)
-        self._start = of.builder.bitcast(array.data, code.voidptr_t)
-        self._of = of
-
-    def at(self, row: ir.Value, column: ir.Value) -> ir.Value:
-        """Where a number stands."""
-        builder = self._of.builder
-        steps = [builder.mul(place, stride) for place, stride in zip((row, column), self._strides, strict=True)]
-        return builder.gep(self._start, [builder.add(*steps)])
-
-
-class _Code:
-    """What the functions below are written in: registers of `WIDE` numbers, and loops."""
-
-    def __init__(self, context: Any, builder: ir.IRBuilder, kinds: Any, values: list[ir.Value]) -> None:  # noqa: ANN401  Numba's
-        arrays = [context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, values, strict=True)]
-        self.builder, self.element = builder, arrays[0].data.type.pointee
-        self.size = context.get_abi_sizeof(self.element)
-        self.matrices = [_Matrix(self, kind, array) for kind, array in zip(kinds, arrays, strict=True)]
-        self.register = ir.VectorType(self.element, WIDE)
-        self.zero = ir.Constant(self.register, [0.0] * WIDE)
-        self._mask = ir.VectorType(ir.IntType(1), WIDE)
-
-    @staticmethod
-    def number(value: int) -> ir.Value:
-        return ir.Constant(_NUMBER, value)
-
-    def next(self, value: ir.Value, by: int) -> ir.Value:
-        return self.builder.add(value, self.number(by))
-
-    def spread(self, value: ir.Value) -> ir.Value:
-        """A number in all places of a register."""
-        return spread(self.builder, value, WIDE)
-
-    def first(self, count: ir.Value) -> ir.Value:
-        """A mask of so many places, none if there are to be fewer than none."""
-        places = ir.Constant(ir.VectorType(_NUMBER, WIDE), list(range(WIDE)))
-        return self.builder.icmp_signed("<", places, self.spread(count))
-
-    def _by_mask(self, name: str, returns: ir.Type, takes: list[ir.Type]) -> ir.Function:
-        kind = f"v{WIDE}f{8 * self.size}"
-        return code.get_or_insert_function(self.builder.module, ir.FunctionType(returns, takes), f"llvm.masked.{name}.{kind}.p0{kind}")
-
-    def load(self, place: ir.Value, mask: ir.Value | None) -> ir.Value:
-        """A register; what a mask leaves out is 0 and not read."""
-        pointer = self.builder.bitcast(place, self.register.as_pointer())
-        if mask is None:
-            return self.builder.load(pointer, align=self.size)
-        load = self._by_mask("load", self.register, [pointer.type, _INT, self._mask, self.register])
-        return self.builder.call(load, [pointer, ir.Constant(_INT, self.size), mask, self.zero])
-
-    def store(self, value: ir.Value, place: ir.Value, mask: ir.Value | None) -> None:
-        """Write a register; what a mask leaves out stays as it is."""
-        pointer = self.builder.bitcast(place, self.register.as_pointer())
-        if mask is None:
-            self.builder.store(value, pointer, align=self.size)
-            return
-        store = self._by_mask("store", ir.VoidType(), [self.register, pointer.type, _INT, self._mask])
-        self.builder.call(store, [value, pointer, ir.Constant(_INT, self.size), mask])
-
-    def load_one(self, place: ir.Value) -> ir.Value:
-        return self.builder.load(self.builder.bitcast(place, self.element.as_pointer()))
-
-    def store_one(self, value: ir.Value, place: ir.Value) -> None:
-        self.builder.store(value, self.builder.bitcast(place, self.element.as_pointer()))
-
-    def sums(self, count: int) -> list[ir.Value]:
-        """Room for so many sums, which LLVM keeps in registers."""
-        return [code.alloca_once(self.builder, self.register) for _ in range(count)]
-
-    def join(self, into: ir.Value, left: ir.Value, right: ir.Value, sign: Literal["fadd", "fsub"] = "fadd") -> None:
-        """Add left right to what a sum holds, or take it from there."""
-        product = self.builder.fmul(left, right, flags=_CONTRACT)
-        self.builder.store(getattr(self.builder, sign)(self.builder.load(into), product, flags=_CONTRACT), into)
-
-    def total(self, value: ir.Value) -> ir.Value:
-        """The sum of a register's numbers, in halves."""
-        width = WIDE
-        while width > 1:
-            width //= 2
-            half = ir.Constant(ir.VectorType(_INT, WIDE), [(place + width) % WIDE for place in range(WIDE)])
-            value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, half))
-        return self.builder.extract_element(value, ir.Constant(_INT, 0))
-
-    @contextmanager
-    def blocks(self, count: ir.Value, size: int) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """A loop over blocks of so many: where each begins, and how many there are from there on."""
-        blocks = self.builder.udiv(self.next(count, size - 1), self.number(size))
-        with code.for_range(self.builder, blocks) as loop:
-            begin = self.builder.mul(loop.index, self.number(size))
-            yield begin, self.builder.sub(count, begin)
-
-    def by_mask(self, left: ir.Value, work: Callable[[ir.Value | None], None]) -> None:
-        """Do work on whole registers where ``left`` numbers fill one, else with a mask."""
-        with self.builder.if_else(self.builder.icmp_signed(">=", left, self.number(WIDE))) as (whole, part):
-            with whole:
-                work(None)
-            with part:
-                work(self.first(left))
-
-
-def _generated(write: Callable[..., None]) -> Callable[..., ir.Value]:
-    """What Numba asks of an intrinsic: the code that ``write`` writes for `_Code` and matrices."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
-        of = _Code(context, builder, signature.args, arguments)
-        write(of, *of.matrices)
-        return context.get_dummy_value()
-
-    return generate
 
 
 def _signature(*kinds: types.Array, transposed: int | None = None) -> Any:  # noqa: ANN401  Numba's
@@ -180,7 +41,7 @@ def _signature(*kinds: types.Array, transposed: int | None = None) -> Any:  # no
 def _of_three(write: Callable[..., None], transposed: int | None = None) -> Callable[[Floats, Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
-        return _signature(into, left, right, transposed=transposed), _generated(write)
+        return _signature(into, left, right, transposed=transposed), generated(write)
 
     return cast("Callable[[Floats, Floats, Floats], None]", operation)
 
@@ -188,7 +49,7 @@ def _of_three(write: Callable[..., None], transposed: int | None = None) -> Call
 def _of_four(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, left: types.Array, right: types.Array, added: types.Array) -> tuple[Any, Any]:
-        return _signature(into, left, right, added), _generated(write)
+        return _signature(into, left, right, added), generated(write)
 
     return cast("Callable[[Floats, Floats, Floats, Floats], None]", operation)
 
@@ -196,20 +57,16 @@ def _of_four(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats, Fl
 def _of_two(write: Callable[..., None]) -> Callable[[Floats, Floats], None]:
     @intrinsic
     def operation(_: object, into: types.Array, values: types.Array) -> tuple[Any, Any]:
-        return _signature(into, values), _generated(write)
+        return _signature(into, values), generated(write)
 
     return cast("Callable[[Floats, Floats], None]", operation)
 
 
 def _product(
-    of: _Code, into: _Matrix, left: _Matrix, right: _Matrix, added: _Matrix | None = None, *, taken: bool = False, floored: bool = False
+    of: Code, into: Matrix, left: Matrix, right: Matrix, added: Matrix | None = None, *, taken: bool = False, floored: bool = False
 ) -> None:
     """Of the sums that it fills ``into`` with, or takes from there: begun at the one row that is ``added``, and 0 where they are less."""
     builder = of.builder
-    tiles = builder.udiv(of.next(into.rows, TALL - 1), of.number(TALL))
-    # Tiles of like height: one row alone would wait for its own sum. Without rows there is no tile, but nothing may be divided by 0.
-    some = builder.select(builder.icmp_unsigned("==", tiles, of.number(0)), of.number(1), tiles)
-    least, taller = builder.udiv(into.rows, some), builder.urem(into.rows, some)
 
     def tile(tall: int, first: ir.Value, column: ir.Value, mask: ir.Value | None) -> None:
         rows, sums = [of.next(first, row) for row in range(tall)], of.sums(tall)
@@ -226,25 +83,11 @@ def _product(
                 value = builder.select(builder.fcmp_ordered("<", value, of.zero), of.zero, value)
             of.store(value, into.at(row, column), mask)
 
-    def of_columns(column: ir.Value, mask: ir.Value | None) -> None:
-        with code.for_range(builder, tiles) as loop:
-            more = builder.icmp_unsigned("<", loop.index, taller)
-            first = builder.add(builder.mul(loop.index, least), builder.select(more, loop.index, taller))
-            done = builder.append_basic_block()
-            chosen = builder.switch(builder.add(least, builder.zext(more, _NUMBER)), done)
-            for tall in range(1, TALL + 1):
-                case = builder.append_basic_block()
-                chosen.add_case(of.number(tall), case)
-                builder.position_at_end(case)
-                tile(tall, first, column, mask)
-                builder.branch(done)
-            builder.position_at_end(done)
-
     with of.blocks(into.columns, WIDE) as (column, rest):
-        of.by_mask(rest, lambda mask: of_columns(column, mask))
+        of.by_mask(rest, lambda mask: of.parts(into.rows, lambda tall, first: tile(tall, first, column, mask)))
 
 
-def _rows_by_rows(of: _Code, into: _Matrix, left: _Matrix, right: _Matrix) -> None:
+def _rows_by_rows(of: Code, into: Matrix, left: Matrix, right: Matrix) -> None:
     builder = of.builder
 
     def sum_up(row: ir.Value, first: ir.Value, count: int) -> None:
@@ -270,11 +113,11 @@ def _rows_by_rows(of: _Code, into: _Matrix, left: _Matrix, right: _Matrix) -> No
                 sum_up(loop.index, builder.add(first, one.index), 1)
 
 
-def _transpose(of: _Code, into: _Matrix, values: _Matrix) -> None:
+def _transpose(of: Code, into: Matrix, values: Matrix) -> None:
     builder, half = of.builder, WIDE // 2
     # Of two registers the first halves by turns, and the second ones.
     merged = [
-        ir.Constant(ir.VectorType(_INT, WIDE), [begin + place // 2 + place % 2 * WIDE for place in range(WIDE)]) for begin in (0, half)
+        ir.Constant(ir.VectorType(INT, WIDE), [begin + place // 2 + place % 2 * WIDE for place in range(WIDE)]) for begin in (0, half)
     ]
 
     def block(row: ir.Value, column: ir.Value, read: list[ir.Value | None], written: list[ir.Value | None]) -> None:
@@ -297,6 +140,36 @@ def _transpose(of: _Code, into: _Matrix, values: _Matrix) -> None:
             with part:
                 block(row, column, masks(columns, rows), masks(rows, columns))
 
+
+def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
+    """A function (into, by, row) of rows (n,), that writes by row, or adds it ``onto`` what is there."""
+
+    @intrinsic
+    def operation(_: object, into: types.Array, by: types.Float, row: types.Array) -> tuple[Any, Any]:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
+            of = Code(context, builder, signature.args[::2], arguments[::2])
+            (target, source), factor, first = of.matrices, of.spread(arguments[1]), of.number(0)
+
+            def work(column: ir.Value, mask: ir.Value | None) -> None:
+                value = builder.fmul(factor, of.load(source.at(first, column), mask), flags=CONTRACT)
+                if onto:
+                    value = builder.fadd(of.load(target.at(first, column), mask), value, flags=CONTRACT)
+                of.store(value, target.at(first, column), mask)
+
+            with of.blocks(target.columns, WIDE) as (column, rest):
+                of.by_mask(rest, lambda mask: work(column, mask))
+            return context.get_dummy_value()
+
+        return types.none(into, by, row), generate
+
+    return cast("Callable[[Floats, np.floating, Floats], None]", operation)
+
+
+scale = _by_number(onto=False)
+"""Into = by row, all rows (n,), contiguous; by 1 it is a copy that does not look whether they overlap."""
+
+accumulate = _by_number(onto=True)
+"""Into += by row."""
 
 _multiply = _of_three(_product, transposed=1)
 _through_layer = _of_four(_product)

@@ -274,7 +274,7 @@ def worst_condition(model: Mamo, group: list[Task]) -> float:
     prior = torch.diag(model.phi["log_prior"].exp())
     worst = 0.0
     for task in range(len(solved.given.user_of)):
-        told, to_user = task_of(solved.found.told, task), task_of(solved.found.to_user, task)
+        told, to_user = task_of(solved.found.told, task)[:, : len(prior)], task_of(solved.found.to_user, task)
         worst = max(worst, float(torch.linalg.cond(to_user.mT @ told @ to_user + prior)))
     return worst
 
