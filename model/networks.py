@@ -224,9 +224,8 @@ def part_back(at_to_user: Floats, e_u: Floats, into: Floats) -> None:
     """The way back through `lanes.join` to M_uI (d_e, 2 d_e), for one user."""
     d = len(e_u)
     for j in range(d):
-        for i in range(d):
-            into[j, i] = at_to_user[d, j] * e_u[i]
-            into[j, d + i] = at_to_user[i, j]
+        scale(into[j, :d], at_to_user[d, j], e_u)
+    turn(at_to_user[:d, :d], into[:, d:])
 
 
 @compiled
