@@ -83,7 +83,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         prior=shared.prior,
         prior_precision=shared.prior_precision,
         query_items=batch.query_items.numpy(),
-        queries=batch.query_mask.numpy().sum(1).astype(np.int64),
+        queries=batch.queries.numpy(),
         noise=shared.noise,
     )
     tasks, queries = batch.query_items.shape

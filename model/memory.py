@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -23,7 +23,7 @@ from model.rowkernels import add
 from model.settings import ModelSettings, rate
 
 if TYPE_CHECKING:
-    from model.kernels import Floats
+    from model.kernels import Floats, Numbers
 
 
 SHORT = 1e-8
@@ -114,12 +114,12 @@ class Writes:
     def of_users(
         cls,
         settings: ModelSettings,
-        centre: Tensor,
-        attention: Tensor,
-        p_u: Tensor,
-        gradient: Tensor,
-        mixing_change: Tensor,
-        weights: Tensor,
+        centre: Floats,
+        attention: Floats,
+        p_u: Floats,
+        gradient: Floats,
+        mixing_change: Floats,
+        weights: Floats,
     ) -> Self:
         """The writes of users with attention a_u (U, K), one after the other, as one.
 
@@ -131,12 +131,11 @@ class Writes:
         A centred M_P averages what attention looks at, the profile less ``centre``, the mean profile of the version read.
         """
         alpha, beta, gamma = rate(settings.profile_half_life), rate(settings.gradient_half_life), rate(settings.task_half_life)
-        change = mixing_change.numpy()
-        flat = change.reshape(len(change), math.prod(change.shape[1:]))
-        read = attention.numpy(), p_u.numpy(), gradient.numpy(), weights.numpy(), centre.numpy(), flat
-        arrays = dict(zip(PARTS, write(*read, alpha, beta, gamma, settings.gated, settings.centred), strict=True))
-        arrays["mixing"] = arrays["mixing"].reshape(-1, *change.shape[1:])
-        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        flat = mixing_change.reshape(len(mixing_change), math.prod(mixing_change.shape[1:]))
+        *parts, mixing, decay, of_weights = write(
+            attention, p_u, gradient, weights, centre, flat, alpha, beta, gamma, settings.gated, settings.centred
+        )
+        return cls(*map(torch.from_numpy, (*parts, mixing.reshape(-1, *mixing_change.shape[1:]), decay, of_weights)))
 
     def then(self, later: Self) -> Self:
         """The one write that does what this write and then ``later`` do. Associative, not commutative."""
@@ -185,10 +184,6 @@ class Writes:
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
         return all(kernels.finite(tensor.numpy().ravel()) for tensor in self.tensors().values())
-
-
-PARTS = tuple(part.name for part in fields(Writes))
-"""The names of a write's parts, in order."""
 
 
 @compiled
@@ -245,6 +240,41 @@ def length(values: Floats, row: int, square: Floats) -> float:
 
 
 @compiled
+def of_writers(
+    users: Numbers,
+    tasks: Numbers,
+    user_of: Numbers,
+    queries: Numbers,
+    attention: Floats,
+    p_u: Floats,
+    theta_u: Floats,
+    mixing: Floats,
+    last_layer: Floats,
+    last_layer_prior: Floats,
+    step: float,
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """What `Writes.of_users` takes, of the W ``users`` who write, from what is known of all U users and B tasks.
+
+    ``tasks`` (W,) is the task that each is written of; ``queries`` (B,) counts those of each task. ``theta_u`` (W, size) and ``mixing``
+    (W, d_e, 2 d_e) are sums of gradients over a user's queries: the first counts as their mean, the second as a step along it.
+    """
+    asked, kind = np.zeros(len(p_u), np.int64), p_u.dtype.type
+    for task in range(len(user_of)):
+        asked[user_of[task]] += queries[task]
+    gradient, change = np.empty_like(theta_u), np.empty_like(mixing)
+    attended, profiles = np.empty((len(users), attention.shape[1]), p_u.dtype), np.empty((len(users), p_u.shape[1]), p_u.dtype)
+    weights = np.empty((len(users), last_layer.shape[1]), p_u.dtype)
+    for writer in range(len(users)):
+        user, task = users[writer], tasks[writer]
+        mean = kind(1 / max(1, asked[user]))
+        attended[writer], profiles[writer] = attention[user], p_u[user]
+        gradient[writer] = theta_u[writer] * mean
+        change[writer] = mixing[writer] * (kind(-step) * mean)
+        weights[writer] = last_layer[task] - last_layer_prior[task]
+    return attended, profiles, gradient, change, weights
+
+
+@compiled
 def write(
     attended: Floats,
     profiles: Floats,
@@ -258,7 +288,7 @@ def write(
     gated: bool,  # noqa: FBT001  what is compiled has no names
     centred: bool,  # noqa: FBT001
 ) -> tuple[Floats, ...]:
-    """What `Writes.of_users` gives, in the order of `PARTS`, with changes of M_uI as (U, size).
+    """What `Writes.of_users` gives, in its order, with changes of M_uI as (U, size).
 
     All in one, as `follow` is: of so few users and rows each call would take longer than what it does.
     """

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model import adam, engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
-from model.memory import Writes
-from model.numbering import distinct
+from model.memory import Writes, of_writers
+from model.numbering import distinct, last_tasks
 from model.settings import RATINGS, ModelSettings
 from model.tasks import Batch, Task, collate
 
@@ -148,11 +148,10 @@ class Writing(NamedTuple):
 
     model: Mamo
     adapted: Adapted
-    users: dict[int, int] | None
-    """The numbers of the users who write, in order, each with that of the task it is written of; None where nobody was named."""
-    theta_u: Tensor | None
+    users: Numbers | None  # (W,), of those who write, in order, and the task that each is written of; None where nobody was named
+    tasks: Numbers
+    theta_u: Tensor | None  # gradients of these users: see `engine.Gradients`
     mixing: Tensor | None
-    """Gradients of these users: see `engine.Gradients`."""
 
     def composed(self) -> Writes | None:
         """One write for each user, in order, composed; None where nobody was named, or there are no memories.
@@ -162,33 +161,31 @@ class Writing(NamedTuple):
         """
         if self.users is None:
             return None
-        settings, memory, prediction = self.model.settings, self.model.memory, self.adapted.prediction
-        batch, kind, count = self.adapted.batch, memory.centre.numpy().dtype, len(self.users)
-        users, tasks = (np.fromiter(numbers, np.int64, count) for numbers in (self.users, self.users.values()))
-        asked = np.bincount(batch.user_of.cpu().numpy(), batch.query_mask.cpu().numpy().sum(1), len(batch.users))
-        mean = (1 / np.maximum(asked.take(users), 1)).astype(kind)
+        settings, memory, prediction, batch = self.model.settings, self.model.memory, self.adapted.prediction, self.adapted.batch
 
-        def of(values: Tensor, which: Numbers) -> Floats:
-            return values.detach().cpu().numpy().take(which, 0)
+        def on_host(values: Tensor) -> np.ndarray:
+            return values.detach().cpu().numpy()
 
-        def nothing(like: Tensor) -> Floats:
-            return np.zeros((count, *like.shape[1:]), kind)
+        def or_nothing(values: Tensor | None, count: int, like: Tensor) -> Floats:
+            return np.zeros((count, *like.shape[1:]), like.numpy().dtype) if values is None else on_host(values)
 
-        change: Floats
-        weights: Floats
-        gradient = nothing(memory.gradient) if self.theta_u is None else self.theta_u.numpy() * mean[:, None]
+        writers, tasks = len(self.users), len(batch.user_of)
+        attention, p_u, gradient, change, weights = of_writers(
+            self.users,
+            self.tasks,
+            on_host(batch.user_of),
+            on_host(batch.queries),
+            on_host(prediction.attention),
+            on_host(prediction.p_u),
+            or_nothing(self.theta_u, writers, memory.gradient),
+            or_nothing(self.mixing, writers, memory.mixing),
+            or_nothing(prediction.last_layer, tasks, memory.weights),
+            or_nothing(prediction.last_layer_prior, tasks, memory.weights),
+            settings.task_step,
+        )
         if prediction.mixing is not None and prediction.mixing_read is not None and settings.adapts_inner_layers:
-            change = of(prediction.mixing, tasks) - of(prediction.mixing_read, users)
-        elif self.mixing is not None:
-            change = self.mixing.numpy() * (kind.type(-settings.task_step) * mean)[:, None, None]
-        else:
-            change = nothing(memory.mixing)
-        if prediction.last_layer is not None and prediction.last_layer_prior is not None:
-            weights = of(prediction.last_layer, tasks) - of(prediction.last_layer_prior, tasks)
-        else:
-            weights = nothing(memory.weights)
-        values = of(prediction.attention, users), of(prediction.p_u, users), gradient, change, weights
-        return Writes.of_users(settings, memory.centre, *map(torch.from_numpy, values))
+            change = on_host(prediction.mixing).take(self.tasks, 0) - on_host(prediction.mixing_read).take(self.users, 0)
+        return Writes.of_users(settings, memory.centre.numpy(), attention, p_u, gradient, change, weights)
 
 
 def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> tuple[list[Gradient], Writing]:
@@ -197,9 +194,7 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
     Writers are given by group, for the first groups or all. A user who has no support in that group writes nothing.
     """
     batch, prediction, way = adapted.batch, adapted.prediction, adapted.way
-    on_host = batch.to(model.memory.centre.device)
-    writing = _writing(on_host, writers)
-    users = np.fromiter(writing, np.int64, len(writing))
+    users, tasks = _writing(batch, writers)
     if isinstance(way, engine.Solved):
         found = engine.gradients(model, batch, way, *query_slopes(model.settings, prediction, batch), users=users)
     elif isinstance(way, steps.Stepped) and model.analytic:
@@ -207,26 +202,25 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
         found = steps.gradients(model, batch, way, torch.from_numpy(at_score), users=torch.from_numpy(users))
     else:
         found = _by_autograd(model, adapted, torch.from_numpy(users))
-    queries = on_host.query_mask.numpy().sum(1)
+    queries = batch.queries.tolist()
     gradients = [
         Gradient(
-            queries=int(queries[tasks].sum()),
+            queries=sum(queries[tasks]),
             vector=found.vectors[group],
             rows={"user": RowGradients(*found.user_rows[group]), "item": RowGradients(*found.item_rows[group])},
         )
         for group, tasks in enumerate(batch.tasks_of)
     ]
     named = any(writers) and model.settings.memory != "off"
-    return gradients, Writing(model, adapted, writing if named else None, found.theta_u, found.mixing)
+    return gradients, Writing(model, adapted, users if named else None, tasks, found.theta_u, found.mixing)
 
 
-def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> dict[int, int]:
-    """The numbers of the users who write, in order, each with that of the last of its tasks that has a support."""
-    # Of two tasks of a user the later one stays.
-    supported = np.diff(batch.support.bounds.numpy()).nonzero()[0]
-    last = dict(zip(batch.user_of.numpy()[supported].tolist(), supported.tolist(), strict=True))
-    of_groups = zip(writers, batch.users_of, strict=False)
-    return {user: last[user] for names, of in of_groups for user in range(of.start, of.stop) if user in last and batch.users[user] in names}
+def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> tuple[Numbers, Numbers]:
+    """The numbers of the users who write, in order, and of the last task of each that has a support."""
+    named = np.zeros(len(batch.users), np.bool_)
+    for names, of in zip(writers, batch.users_of, strict=False):
+        named[of] = [user in names for user in batch.users[of]]
+    return last_tasks(named, batch.user_of.cpu().numpy(), batch.support.bounds.cpu().numpy())
 
 
 def _by_autograd(model: Mamo, adapted: Adapted, users: Tensor) -> engine.Gradients:

@@ -179,6 +179,24 @@ def distinct(values: Numbers, cells: Numbers) -> Numbers:
 
 
 @compiled
+def last_tasks(named: Flags, user_of: Numbers, bounds: Numbers) -> tuple[Numbers, Numbers]:
+    """Of the users (U,) who are ``named`` those who have a task with a support, in order, and the last such task of each.
+
+    ``user_of`` (B,) is whose a task is, ``bounds`` (B + 1,) where its support begins and ends.
+    """
+    last, users = np.full(len(named), -1, np.int64), np.empty(len(named), np.int64)
+    for task in range(len(user_of)):
+        if bounds[task + 1] > bounds[task]:
+            last[user_of[task]] = task
+    count = 0
+    for user in range(len(named)):
+        if named[user] and last[user] >= 0:
+            users[count] = user
+            count += 1
+    return users[:count], last[users[:count]]
+
+
+@compiled
 def scatter(
     rows: Numbers,
     weights: Floats,

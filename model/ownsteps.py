@@ -79,7 +79,7 @@ def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own
         starts=batch.support.bounds.numpy(),
         user_of=batch.user_of.numpy(),
         query_items=item_of[batch.query_items.numpy()],
-        queries=batch.query_mask.numpy().sum(1).astype(np.int64),
+        queries=batch.queries.numpy(),
         steps=settings.inner_steps,
         rate=settings.inner_rate,
         clip=settings.inner_clip,

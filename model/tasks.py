@@ -124,6 +124,7 @@ class Batch(NamedTuple):
     item_rows: Tensor  # (I, slots)
     item_weights: Tensor  # (I, slots)
     support: Supports
+    queries: Tensor  # (B,), how many each task has
     query_items: Tensor  # (B, q)
     query_ratings: Tensor  # (B, q)
     query_mask: Tensor  # (B, q)
@@ -178,6 +179,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         item_rows=item_rows,
         item_weights=item_weights.to(dtype),
         support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(numbered.ratings), torch.from_numpy(numbered.starts)),
+        queries=torch.from_numpy(queries),
         query_items=torch.from_numpy(numbered.query_items),
         query_ratings=torch.from_numpy(numbered.query_ratings),
         query_mask=torch.from_numpy(numbered.query_mask),

@@ -27,7 +27,7 @@ def some_memory(rng: np.random.Generator, rows: int) -> Memory:
 
 
 def of_user(options: ModelSettings, centre: torch.Tensor, *parts: torch.Tensor) -> Writes:
-    return Writes.of_users(options, centre, *(part[None] for part in parts))
+    return Writes.of_users(options, centre.numpy(), *(part[None].numpy() for part in parts))
 
 
 def some_write(rng: np.random.Generator, rows: int, options: ModelSettings, centre: torch.Tensor) -> Writes:
@@ -130,7 +130,7 @@ def test_the_writes_of_many_users_are_those_of_each_one_after_the_other(
     expected = Writes.nothing(memory)
     for user in range(users):
         expected = expected.then(of_user(options, memory.centre, *(part[user] for part in parts)))
-    composed = Writes.of_users(options, memory.centre, *parts)
+    composed = Writes.of_users(options, memory.centre.numpy(), *(part.numpy() for part in parts))
     np.testing.assert_allclose(as_one(composed), as_one(expected), rtol=1e-9, atol=1e-12)
 
 

@@ -158,12 +158,12 @@ def test_a_gated_write_at_a_weight_is_the_write_at_so_much_of_its_rates() -> Non
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     memory = Memory(draw(3, 4), draw(3, 5), draw(3, 2, 4), draw(3, 6), draw(4))
-    attention, parts = torch.softmax(draw(1, 3), 1), (draw(1, 4), draw(1, 5), draw(1, 2, 4), draw(1, 6))
+    parts = [part.numpy() for part in (torch.softmax(draw(1, 3), 1), draw(1, 4), draw(1, 5), draw(1, 2, 4), draw(1, 6))]
 
     def written(rate: float) -> Writes:
         life = float(-1 / np.log2(1 - rate))
         settings = ModelSettings(gated=True, profile_half_life=life, gradient_half_life=life, task_half_life=life)
-        return Writes.of_users(settings, memory.centre, attention, *parts)
+        return Writes.of_users(settings, memory.centre.numpy(), *parts)
 
     part, less = written(0.2).weighted(0.25).apply(memory), written(0.05).apply(memory)
     for name in ("profile", "gradient", "mixing", "weights", "centre"):
