@@ -12,6 +12,7 @@ from model.checkpoint import State
 from model.memory import Writes
 from model.meta import Gradient, RowGradients
 from model.packing import texts_of
+from model.tables import RowKeys
 from model.texts import Texts
 from streaming import codec
 from streaming.errors import Malformed
@@ -31,10 +32,11 @@ def from_wire(tensor: Tensor) -> torch.Tensor:
 
 def rows_to_wire(rows: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> dict[str, Rows]:
     """Rows by table as they travel."""
-    return {
-        name: Rows(msgspec.Raw(keys.packed() if isinstance(keys, Texts) else codec.packed(keys)), to_wire(values))
-        for name, (keys, values) in rows.items()
-    }
+    found = {}
+    for name, (keys, values) in rows.items():
+        texts = keys.texts if isinstance(keys, RowKeys) else keys
+        found[name] = Rows(msgspec.Raw(texts.packed() if isinstance(texts, Texts) else codec.packed(texts)), to_wire(values))
+    return found
 
 
 def rows_from_wire(rows: Mapping[str, Rows]) -> dict[str, tuple[Sequence[str], torch.Tensor]]:

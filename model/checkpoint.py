@@ -59,7 +59,7 @@ def export(model: Mamo, optimiser: Optimiser, changed: Mapping[str, Sequence[Num
         else:
             at = distinct(np.concatenate([np.empty(0, np.int64), *changed.get(name, ())]), table.cells)
         both = np.concatenate([table.values.numpy().take(at, 0), optimiser.moments_of(name).numpy().take(at, 0)], 1)
-        rows[name] = (table.texts(at), torch.from_numpy(both))
+        rows[name] = (table.keys_of(at), torch.from_numpy(both))
     return State(tensors, rows)
 
 

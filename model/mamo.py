@@ -21,9 +21,8 @@ from model.numbering import distinct, slices
 from model.profiles import Profiles
 from model.rowkernels import CODES
 from model.settings import RATINGS, Feature, FeatureSchema, ModelSettings
-from model.tables import Table
+from model.tables import RowKeys, Table
 from model.tasks import Batch, Padded
-from model.texts import Texts
 
 if TYPE_CHECKING:
     from model.numbering import Floats
@@ -41,9 +40,9 @@ class Leaves(NamedTuple):
     """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches."""
 
     phi: Weights
-    user_keys: Texts
+    user_keys: RowKeys
     user_values: Tensor
-    item_keys: Texts
+    item_keys: RowKeys
     item_values: Tensor
 
 
@@ -207,10 +206,10 @@ class Mamo:
     def leaves(self, batch: Batch, *, requires_grad: bool) -> tuple[Leaves, Batch]:
         """Copy out what the batch touches, to the model's device; its row numbers then point into the copies."""
 
-        def touched(rows: Tensor, table: Table) -> tuple[Texts, Tensor, Tensor]:
+        def touched(rows: Tensor, table: Table) -> tuple[RowKeys, Tensor, Tensor]:
             unique = distinct(rows.flatten().numpy(), table.cells)
             values = table.values[torch.from_numpy(unique)].to(self.device).requires_grad_(requires_grad)
-            return table.texts(unique), values, torch.from_numpy(table.cells[rows.numpy()])
+            return table.keys_of(unique), values, torch.from_numpy(table.cells[rows.numpy()])
 
         user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
         item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)

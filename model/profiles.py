@@ -15,7 +15,7 @@ from torch import Tensor
 from model.features import Entry, Value, encode
 from model.numbering import bags, embed, packed, scatter, slices
 from model.settings import Feature
-from model.tables import Table
+from model.tables import RowKeys, Table
 from model.texts import Index, Texts
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Profiles:
 
     def embed_back(
         self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, groups: int
-    ) -> list[tuple[Texts, Tensor]]:
+    ) -> list[tuple[RowKeys, Tensor]]:
         """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
         ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
@@ -201,4 +201,4 @@ class Profiles:
             self.table.cells,
         )
         values = torch.from_numpy(summed)
-        return [(self.table.texts(distinct[of]), values[of]) for of in slices(ends.tolist())]
+        return [(self.table.keys_of(distinct[of]), values[of]) for of in slices(ends.tolist())]

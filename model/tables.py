@@ -8,9 +8,9 @@ and learns into, one of ``overflow_rows`` shared rows, chosen by a hash of the k
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 import torch
@@ -22,16 +22,40 @@ if TYPE_CHECKING:
     from model.numbering import Numbers
 
 
-class RowKeys(Texts):
-    """The keys of rows of a table, who need not be looked up there for as long as its rows keep their numbers."""
+class RowKeys(Sequence[str]):
+    """The keys of rows of a table, found when they are asked for: who stays in this process may never need them.
 
-    __slots__ = ("layout", "rows", "table")
+    They need not be looked up there for as long as its rows keep their numbers. What they are does not change when these do.
+    """
 
-    def __init__(self, table: Table, rows: Numbers, of: Texts) -> None:
-        super().__init__(of.buffer, of.spans)
+    __slots__ = ("_index", "_texts", "layout", "rows", "table")
+
+    def __init__(self, table: Table, rows: Numbers, index: Index) -> None:
         self.table = table
         self.layout = table.layout
         self.rows = rows
+        self._index = index
+        self._texts: Texts | None = None
+
+    @property
+    def texts(self) -> Texts:
+        """The keys."""
+        if self._texts is None:
+            self._texts = self._index.texts(self.rows)
+        return self._texts
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        return self.texts[place]
 
 
 class Table:
@@ -90,7 +114,7 @@ class Table:
     def home(self, key: str) -> str:
         """The key under which ``key`` is served and learned: itself, or an overflow row of its feature once the table is full.
 
-        RowKeys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
+        Keys that name no value (the direction and bins of a number, a missing feature, an overflow row itself) are few and stay.
         """
         if "=" not in key or self.known < self.max_rows or ((row := self.rows.get(key)) is not None and not self.provisional[row]):
             return key
@@ -158,16 +182,16 @@ class Table:
         self.values.numpy()[found] = values.numpy()
         return found
 
-    def texts(self, rows: Numbers) -> RowKeys:
+    def keys_of(self, rows: Numbers) -> RowKeys:
         """The keys of rows (m,)."""
-        return RowKeys(self, rows, self._indexed().texts(rows))
+        return RowKeys(self, rows, self._indexed())
 
     def _find(self, keys: Sequence[str]) -> Numbers:
         """The rows of keys, -1 for one without."""
         if isinstance(keys, RowKeys) and keys.table is self and keys.layout == self.layout:
             return keys.rows.copy()
-        if isinstance(keys, Texts):
-            return self._indexed().of(keys)[0]
+        if isinstance(keys, (RowKeys, Texts)):
+            return self._indexed().of(keys if isinstance(keys, Texts) else keys.texts)[0]
         return np.array(list(map(self.rows.get, keys, repeat(-1))), np.int64)
 
     def _indexed(self) -> Index:
@@ -211,7 +235,7 @@ class Table:
         self.layout += 1
 
     def export(self) -> tuple[list[str], Tensor]:
-        """RowKeys and values, of shape (known, width), of all rows that the version holds."""
+        """Keys and values, of shape (known, width), of all rows that the version holds."""
         rows = np.flatnonzero(~self.provisional[: len(self)])
         return [self.keys[row] for row in rows.tolist()], self.values[torch.from_numpy(rows)]
 

@@ -139,18 +139,19 @@ def test_keys_that_a_table_gave_name_their_rows_in_whatever_table_and_wherever_t
     some, other = table(), table()
     rows = some.admit(["a", "b", "c"])
     other.admit(["c", "x", "a"])
-    keys = some.texts(rows[[2, 0]])
+    keys, asked_later = some.keys_of(rows[[2, 0]]), some.keys_of(rows)
     assert some.admit(keys).tolist() == [2, 0]
     assert other.admit(keys).tolist() == [0, 2]
     some.clear()
     assert some.admit(["d", "a"]).tolist() == [0, 1]
     assert some.admit(keys).tolist() == [2, 1]
     assert some.keys == ["d", "a", "c"]
+    assert list(asked_later) == ["a", "b", "c"]
 
 
 def test_rows_given_by_their_table_become_part_of_the_version() -> None:
     some = table()
-    keys = some.texts(np.array(some.lookup(["a", "b"])))
+    keys = some.keys_of(np.array(some.lookup(["a", "b"])))
     some.admit(keys)[:] = -1  # Theirs who asked.
     assert (provisional(some), some.pending, some.admit(keys).tolist()) == (set(), 0, [0, 1])
 
@@ -186,7 +187,7 @@ def test_keys_that_lie_in_a_record_are_found_as_texts_are(most: int, calls: list
         assert (by_text.known, provisional(by_text)) == (in_record.known, provisional(in_record))
         assert by_text.pending == in_record.pending == len(provisional(by_text))
         assert torch.equal(by_text.values, in_record.values)
-        assert list(in_record.texts(np.arange(len(in_record)))) == in_record.keys
+        assert list(in_record.keys_of(np.arange(len(in_record)))) == in_record.keys
 
 
 def lying_in_a_record(keys: list[str]) -> Texts:
