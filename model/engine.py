@@ -144,11 +144,11 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
         of_group,
         users,
     )
-    at_user = back.users.reshape(count, len(model.users.spans), -1)
+    nothing = np.empty(0, dtype)
     return Gradients(
         vectors=torch.from_numpy(back.vectors),
-        user_rows=model.users.embed_back(batch.user_rows, batch.user_weights, np.arange(count), of_user, at_user, groups),
-        item_rows=model.items.embed_back(batch.item_rows, batch.item_weights, item_of, of_item, back.items, groups),
+        user_rows=model.users.embed_back(batch.user_rows, batch.user_weights, np.arange(count), of_user, back.users, nothing, groups),
+        item_rows=model.items.embed_back(batch.item_rows, batch.item_weights, item_of, of_item, back.items, back.biases, groups),
         theta_u=torch.from_numpy(back.theta_u) if len(users) else None,
         mixing=torch.from_numpy(back.mixing) if len(users) and model.settings.task_memory else None,
     )

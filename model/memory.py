@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from model import kernels
 from model.compiled import borrowing, compiled
-from model.products import multiply, multiply_rows, turn
+from model.products import accumulate, multiply, multiply_rows, scale, turn
 from model.rowkernels import add
 from model.settings import ModelSettings, rate
 
@@ -261,16 +261,20 @@ def of_writers(
     asked, kind = np.zeros(len(p_u), np.int64), p_u.dtype.type
     for task in range(len(user_of)):
         asked[user_of[task]] += queries[task]
-    gradient, change = np.empty_like(theta_u), np.empty_like(mixing)
+    gradient, change, one = np.empty_like(theta_u), np.empty_like(mixing), kind(1)
+    flat = (len(users), mixing.shape[1] * mixing.shape[2])
+    changes, mixings = change.reshape(flat), mixing.reshape(flat)
     attended, profiles = np.empty((len(users), attention.shape[1]), p_u.dtype), np.empty((len(users), p_u.shape[1]), p_u.dtype)
     weights = np.empty((len(users), last_layer.shape[1]), p_u.dtype)
     for writer in range(len(users)):
         user, task = users[writer], tasks[writer]
         mean = kind(1 / max(1, asked[user]))
-        attended[writer], profiles[writer] = attention[user], p_u[user]
-        gradient[writer] = theta_u[writer] * mean
-        change[writer] = mixing[writer] * (kind(-step) * mean)
-        weights[writer] = last_layer[task] - last_layer_prior[task]
+        scale(attended[writer], one, attention[user])
+        scale(profiles[writer], one, p_u[user])
+        scale(gradient[writer], mean, theta_u[writer])
+        scale(changes[writer], kind(-step) * mean, mixings[writer])
+        scale(weights[writer], one, last_layer[task])
+        accumulate(weights[writer], -one, last_layer_prior[task])
     return attended, profiles, gradient, change, weights
 
 

@@ -64,7 +64,8 @@ class Back(NamedTuple):
 
     vectors: Floats  # (G, P), at phi
     users: Floats  # (U, d_u), at p_u
-    items: Floats  # (J, features, F), at the embeddings of each feature of an item, of which the last number is its bias
+    items: Floats  # (J, d_i), at p_i
+    biases: Floats  # (J,), at the bias of an item
     theta_u: Floats  # (W, size of theta_u), of the W users who write
     mixing: Floats  # (W, d_e, 2 d_e), likewise; no rows without task memory
 
@@ -152,16 +153,6 @@ def take(values: Floats, which: Numbers, into: Floats) -> None:
     """Fill rows (m, k) with the first k numbers of those rows of values that ``which`` (m,) says."""
     for place in range(len(which)):
         copy(values[which[place]], into[place])
-
-
-@borrowing
-def by_feature(at_p_i: Floats, at_known: Floats, into: Floats) -> None:
-    """Fill the gradient (J, features, F) at what is embedded of each feature, from those at p_i and at what is known of an item."""
-    d, one = into.shape[2] - 1, into.dtype.type(1)
-    for item in range(len(into)):
-        for feature in range(into.shape[1]):
-            scale(into[item, feature, :d], one, at_p_i[item, feature * d : feature * d + d])
-            into[item, feature, d] = -at_known[item, d + 1]
 
 
 @borrowing
@@ -276,15 +267,13 @@ def bring_back(
     by = kind.type(rows.tau) * attention
     backward(vector, phi.user, phi.activation, shared.users, by, rows.gradient, room, at_users, at_p_u)
 
-    # Items, each as often as groups have it.
-    of_items, at_items, x = (
-        np.empty((len(phi.item), count, d), kind),
-        np.empty((len(phi.item), count, d), kind),
-        np.empty((count, d_i), kind),
-    )
-    take(p_i, item_of, x)
-    for layer in range(len(of_items) - 1):
-        take(items[layer], item_of, of_items[layer])
+    # Items, each as often as groups have it; of one group that is as they stand.
+    of_items, at_items, x = items, np.empty((len(phi.item), count, d), kind), p_i
+    if groups > 1:
+        of_items, x = np.empty((len(phi.item), count, d), kind), np.empty((count, d_i), kind)
+        take(p_i, item_of, x)
+        for layer in range(len(of_items) - 1):
+            take(items[layer], item_of, of_items[layer])
     for item in range(count):
         copy(at_known[item], at_items[-1, item])
     backward(vector, phi.item, phi.activation, of_items, nobody, nobody, room, at_items, at_p_i)
@@ -309,10 +298,6 @@ def bring_back(
             into[starts[RECENCY]] = of_group[group, f + 1] / (1 + math.exp(-vector[starts[RECENCY]]))
         user, item = user_end, item_end
 
-    # What embeddings are made of; an item's bias is the last number of each.
-    of_features = np.empty((count, d_i // d, f), kind)
-    by_feature(at_p_i, at_known, of_features)
-
     # Of users who write: theta_u, as if each had one of its own, and M_uI.
     theta = np.empty((len(writers), rows.gradient.shape[1]), kind)
     of_mixing = np.empty((len(writers) if task_memory else 0, d, 2 * d), kind)
@@ -321,4 +306,4 @@ def bring_back(
         of_theta(phi.user, p_u, shared.users, at_users, user, theta[place])
         if task_memory:
             part_back(at_to_user[user], e_u[user], of_mixing[place])
-    return Back(vectors, at_p_u, of_features, theta, of_mixing)
+    return Back(vectors, at_p_u, at_p_i, -at_known[:, f], theta, of_mixing)

@@ -109,6 +109,8 @@ def number(
     # Neither is ever cleared: a cell counts only where what it points to points back.
     among_all, among_group = cells[0], cells[1]
     different = numbers = task = support = taken = first = 0
+    # What one group alone holds has the same numbers among all, and need not be looked for twice.
+    alone = len(tasks) == 1
     for group in range(len(tasks)):
         begin = numbers
         for _ in range(tasks[group]):
@@ -126,7 +128,7 @@ def number(
                     of = different
                     among_all[value], distinct[of] = of, value
                     different += 1
-                own = among_group[value]
+                own = of if alone else among_group[value]
                 if not (begin <= own < numbers and item_of[own] == of):
                     own = numbers
                     among_group[value], item_of[own] = own, of
@@ -205,20 +207,23 @@ def scatter(
     member: Numbers,
     group_of: Numbers,
     at: Floats,
+    rest: Floats,
     groups: int,
     cells: Numbers,
 ) -> tuple[Numbers, Floats, Numbers]:
-    """From gradients at embedded profiles to those at the rows they are sums of, each row once in a group.
+    """The way back through `embed`: from gradients at its sums to those at the rows they are sums of, each row once in a group.
 
-    Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features, width) and belongs to
-    group ``group_of[m]``, which rises. ``feature_of`` (slots,) is a slot's feature; a slot without a value has weight 0, and counts only
-    where it is the ``first`` (slots,) of its feature, whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
+    Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features size,), and at its sum over
+    all features ``rest[m]``, where ``rest`` has a number for each. It belongs to group ``group_of[m]``, which rises. ``feature_of``
+    (slots,) is a slot's feature; a slot without a value has weight 0, and counts only where it is the ``first`` (slots,) of its feature,
+    whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
 
     Returns the rows touched, group after group, their gradients, and where those of each group end.
     """
-    most = len(member) * rows.shape[1]
-    found, values, ends = np.empty(most, np.int64), np.empty((most, at.shape[2]), at.dtype), np.empty(groups, np.int64)
-    count = add_to_rows(rows, weights, first, feature_of, member, group_of, at, cells, found, values, ends)
+    most, size = len(member) * rows.shape[1], at.shape[1] // (feature_of[-1] + 1)
+    width = size + (1 if len(rest) else 0)
+    found, values, ends = np.empty(most, np.int64), np.empty((most, width), at.dtype), np.empty(groups, np.int64)
+    count = add_to_rows(rows, weights, first, feature_of, member, group_of, at, rest, size, cells, found, values, ends)
     return found[:count], values[:count], ends
 
 
@@ -231,6 +236,8 @@ def add_to_rows(
     member: Numbers,
     group_of: Numbers,
     at: Floats,
+    rest: Floats,
+    size: int,
     cells: Numbers,
     found: Numbers,
     values: Floats,
@@ -246,13 +253,17 @@ def add_to_rows(
         for slot in range(len(profile)):
             if weight_of[slot] == 0 and not first[slot]:
                 continue
-            row = profile[slot]
-            into, weight, source = cells[row], at.dtype.type(weight_of[slot]), at[place, feature_of[slot]]
+            row, start = profile[slot], feature_of[slot] * size
+            into, weight, source = cells[row], at.dtype.type(weight_of[slot]), at[place, start : start + size]
             if begin <= into < count and found[into] == row:
-                accumulate(values[into], weight, source)
+                accumulate(values[into, :size], weight, source)
+                if len(rest):
+                    values[into, size] += weight * rest[place]
             else:
                 cells[row], found[count] = count, row
-                scale(values[count], weight, source)
+                scale(values[count, :size], weight, source)
+                if len(rest):
+                    values[count, size] = weight * rest[place]
                 count += 1
     while current < len(ends):
         ends[current] = count

@@ -183,22 +183,14 @@ class Profiles:
         return embed(self.table.values.numpy(), rows, weights, self._feature_of, len(self.spans), self.table.zero_from)
 
     def embed_back(
-        self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, groups: int
+        self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, rest: Floats, groups: int
     ) -> list[tuple[RowKeys, Tensor]]:
-        """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
+        """The way back through `embedded`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
-        ``at`` (m, features, width) is the gradient at what `embed` made of the places ``member`` (m,); ``group`` (m,) rises.
+        ``at`` (m, features d_e) and ``rest`` (m,), empty where rows have no bias, are the gradients at what `embedded` made of the places
+        ``member`` (m,); ``group`` (m,) rises.
         """
-        distinct, summed, ends = scatter(
-            rows.numpy(),
-            weights.numpy(),
-            self._first_of,
-            self._feature_of,
-            member,
-            group,
-            at,
-            groups,
-            self.table.cells,
-        )
+        known, first, feature_of = (rows.numpy(), weights.numpy()), self._first_of, self._feature_of
+        distinct, summed, ends = scatter(*known, first, feature_of, member, group, at, rest, groups, self.table.cells)
         values = torch.from_numpy(summed)
         return [(self.table.keys_of(distinct[of]), values[of]) for of in slices(ends.tolist())]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import embedding
 
 from model import ownsteps
 from model.engine import Gradients, numbers
@@ -166,7 +166,7 @@ def pull(stepped: Stepped, at_score: Tensor) -> Pulled:
 @torch.no_grad()
 def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, users: Tensor) -> Gradients:
     """The gradients, in first order, of a loss that has gradient ``at_score`` (B, q) at the scores. ``users`` (W,) write."""
-    phi, d, task, groups = model.phi, model.settings.embedding_size, batch.user_of, len(batch.tasks_of)
+    phi, task, groups = model.phi, batch.user_of, len(batch.tasks_of)
     of_task = torch.from_numpy(numbers(batch.tasks_of))
     pulled = pull(stepped, at_score)
 
@@ -184,21 +184,16 @@ def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, 
             into[f"{side}.{layer}.bias"] = sums(at.sum(1), of_task, groups)
     at_p_u = sums(pulled.at_p_u[:, 0], task, len(batch.users))
     at_p_i = sums(pulled.at_p_i.flatten(0, 1), batch.query_items.flatten(), len(batch.item_of))
-    # Its bias, the last number of an item's rows, has no part in these scores.
-    at_item = pad(at_p_i.view(len(at_p_i), -1, d), (0, 1))
+    # The bias of an item has no part in these scores.
+    no_bias = np.zeros(len(at_p_i), at_score.numpy().dtype)
     theta_u, mixing = writings(model, batch, pulled, users)
     return Gradients(
         vectors=torch.cat([into[name].reshape(groups, -1) for name in phi], 1),
         user_rows=model.users.embed_back(
-            batch.user_rows,
-            batch.user_weights,
-            np.arange(len(at_p_u)),
-            numbers(batch.users_of),
-            at_p_u.view(len(at_p_u), -1, d).contiguous().numpy(),
-            groups,
+            batch.user_rows, batch.user_weights, np.arange(len(at_p_u)), numbers(batch.users_of), at_p_u.numpy(), no_bias[:0], groups
         ),
         item_rows=model.items.embed_back(
-            batch.item_rows, batch.item_weights, batch.item_of.numpy(), numbers(batch.items_of), at_item.contiguous().numpy(), groups
+            batch.item_rows, batch.item_weights, batch.item_of.numpy(), numbers(batch.items_of), at_p_i.numpy(), no_bias, groups
         ),
         theta_u=theta_u,
         mixing=mixing,
