@@ -35,10 +35,6 @@ class Solved(NamedTuple):
 
     phi: networks.Phi
     rows: networks.Rows
-    p_u: Floats  # (U, d_u)
-    attention: Floats  # (U, K)
-    p_i: Floats  # (I, d_i)
-    items: Floats  # what `networks.embeddings` makes of it
     shared: networks.Shared
     given: kernels.Given
     found: kernels.Found
@@ -62,13 +58,12 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
 
     A task whose precision matrix is not positive definite in floating point has NaN for scores and variances.
     """
-    settings, phi, rows = model.settings, model.in_place(), rows_of(model)
-    starts, task = batch.support.bounds.numpy(), batch.user_of.numpy()
-    p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
-    p_i, bias = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
-    attention = model.memory.attend(p_u, settings.temperature, centred=settings.centred)
-    items = networks.embeddings(phi, p_i)
-    shared = networks.share(phi, rows, p_u, attention, items[-1], bias, max(1, int(np.diff(starts).max())))
+    phi, rows, starts, task = model.in_place(), rows_of(model), batch.support.bounds.numpy(), batch.user_of.numpy()
+    of_users, of_items = (
+        model.users.embedding(batch.user_rows, batch.user_weights),
+        model.items.embedding(batch.item_rows, batch.item_weights),
+    )
+    shared = networks.share(phi, rows, of_users, of_items, starts)
     given = kernels.Given(
         known=shared.known,
         item_of=batch.item_of.numpy(),
@@ -78,7 +73,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         decay=shared.decay,
         user_of=task,
         e_u=shared.users[-1],
-        attention=attention,
+        attention=shared.attention,
         mixing=rows.mixing,
         prior=shared.prior,
         prior_precision=shared.prior_precision,
@@ -86,28 +81,29 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
         queries=batch.queries.numpy(),
         noise=shared.noise,
     )
-    tasks, queries = batch.query_items.shape
-    found = kernels.Found.of(tasks, queries, shared.prior.shape[1], shared.known.shape[1], p_u.dtype)
-    kernels.adapt(given, found)
+    found = kernels.adapt(given)
     prediction = Prediction(
         score=torch.from_numpy(found.score),
         variance=torch.from_numpy(found.variance),
-        attention=torch.from_numpy(attention),
-        p_u=torch.from_numpy(p_u),
+        attention=torch.from_numpy(shared.attention),
+        p_u=torch.from_numpy(shared.p_u),
         theta_u=[],
         mixing=None,
         mixing_read=None,
         last_layer=torch.from_numpy(kernels.side_by_side(found.answers[:, :, 0], len(task))),
         last_layer_prior=torch.from_numpy(shared.profile_prior.take(task, 0)),
     )
-    return prediction, Solved(phi, rows, p_u, attention, p_i, items, shared, given, found)
+    return prediction, Solved(phi, rows, shared, given, found)
 
 
 def rows_of(model: Mamo) -> networks.Rows:
     """What attention reads of the memories, as the loops take it."""
     settings, memory = model.settings, model.memory
-    gradient, mixing = memory.gradient.numpy(), memory.mixing.numpy().reshape(len(memory.mixing), -1)
+    gradient, mixing, centre = memory.gradient.numpy(), memory.mixing.numpy().reshape(len(memory.mixing), -1), memory.centre.numpy()
     return networks.Rows(
+        profile=memory.profile.numpy(),
+        centre=centre if settings.centred else np.zeros_like(centre),
+        temperature=settings.temperature,
         gradient=gradient if settings.feature_memory else gradient[:0],
         mixing=mixing if settings.task_memory else mixing[:0],
         weights=memory.weights.numpy(),
@@ -121,39 +117,15 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     With A = T' S T + Lambda, t = T' s + Lambda w0, w = A^-1 t, V = A^-1 X' of queries X: score = x w + ..., variance = x A^-1 x + 1/N.
     So dw = A^-1 (dt - dA w) and d(x A^-1 x) = 2 v dx - v' dA v, of which all that follows is the transpose. ``users`` (W,) write.
     """
-    given, (count, f), groups, dtype = solved.given, solved.shared.prior.shape, len(batch.tasks_of), solved.p_u.dtype
-    item_of, (of_task, of_user, of_item) = given.item_of, map(numbers, (batch.tasks_of, batch.users_of, batch.items_of))
-    at_known, at_prior = np.zeros((len(item_of), given.known.shape[1]), dtype), np.zeros((count, f), dtype)
-    at_to_user, of_group = np.zeros((count, f, f), dtype), np.zeros((groups, f + 2), dtype)
-    kernels.pull(given, solved.found, of_task, at_score, at_variance, at_known, at_to_user, at_prior, of_group)
-    user_ends, item_ends = (np.array([of.stop for of in members], np.int64) for members in (batch.users_of, batch.items_of))
-    back = networks.bring_back(
-        solved.phi,
-        solved.rows,
-        solved.shared,
-        solved.p_u,
-        solved.attention,
-        solved.p_i,
-        solved.items,
-        item_of,
-        user_ends,
-        item_ends,
-        at_known,
-        at_to_user,
-        at_prior,
-        of_group,
-        users,
-    )
-    nothing = np.empty(0, dtype)
+    phi, rows, shared, given, found = solved
+    ends, count, item_of = batch.ends, len(shared.p_u), given.item_of
+    pulled = kernels.pull(given, found, ends.tasks, at_score, at_variance)
+    back = networks.bring_back(phi, rows, shared, item_of, ends.users, ends.items, pulled, users)
+    of_users, of_items = (batch.user_rows, batch.user_weights, np.arange(count)), (batch.item_rows, batch.item_weights, item_of)
     return Gradients(
         vectors=torch.from_numpy(back.vectors),
-        user_rows=model.users.embed_back(batch.user_rows, batch.user_weights, np.arange(count), of_user, back.users, nothing, groups),
-        item_rows=model.items.embed_back(batch.item_rows, batch.item_weights, item_of, of_item, back.items, back.biases, groups),
+        user_rows=model.users.embed_back(*of_users, ends.users, back.users, back.biases[:0]),
+        item_rows=model.items.embed_back(*of_items, ends.items, back.items, back.biases),
         theta_u=torch.from_numpy(back.theta_u) if len(users) else None,
         mixing=torch.from_numpy(back.mixing) if len(users) and model.settings.task_memory else None,
     )
-
-
-def numbers(groups: list[slice]) -> Numbers:
-    """Of members that stand group after group, the number of the group of each."""
-    return np.repeat(np.arange(len(groups)), [group.stop - group.start for group in groups])

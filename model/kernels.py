@@ -72,19 +72,18 @@ class Found(NamedTuple):
     to_user: Floats
     """(C, F, F, LANES), T of each task's user."""
 
-    @classmethod
-    def of(cls, tasks: int, queries: int, size: int, width: int, dtype: np.dtype) -> Found:
-        """Room for so many tasks with so many queries each, of F = ``size`` and W = ``width``; one that is none scores 0, variance 1."""
-        blocks = -(-tasks // LANES)
-        square, sides = (blocks, size, size, LANES), (blocks, size, 1 + queries, LANES)
-        return cls(
-            score=np.zeros((tasks, queries), dtype),
-            variance=np.ones((tasks, queries), dtype),
-            answers=np.zeros(sides, dtype),
-            told=np.empty((blocks, size, width, LANES), dtype),
-            seen=np.zeros(sides, dtype),
-            to_user=np.empty(square, dtype),
-        )
+
+class Pulled(NamedTuple):
+    """Gradients of a loss, summed over tasks."""
+
+    known: Floats
+    """(J, W), at what is known of items."""
+    to_user: Floats
+    """(U, F, F), at T."""
+    prior: Floats
+    """(U, F), at w0."""
+    of_group: Floats
+    """(G, F + 2), of each group those at log Lambda, at log precision, and at minus the exponent of recency."""
 
 
 @compiled
@@ -98,14 +97,18 @@ def side_by_side(values: Floats, tasks: int) -> Floats:
 
 
 @compiled
-def adapt(given: Given, found: Found) -> None:
-    """Condition each task's last layer on its support, A = T' S T + Lambda, score its queries, and fill what is ``found``."""
+def adapt(given: Given) -> Found:
+    """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries."""
     known, item_of, items, ratings, starts, decay, user_of, e_u, attention, mixing, prior, prior_precision, query_items, queries, noise = (
         given
     )
-    score, variance, answers, told, seen, of_users = found
     f, width, kind = prior.shape[1], known.shape[1], known.dtype
     tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
+    blocks = -(-tasks // LANES)
+    # A query that is none scores 0 with variance 1.
+    score, variance = np.zeros((tasks, most), kind), np.ones((tasks, most), kind)
+    answers, seen = np.zeros((blocks, f, 1 + most, LANES), kind), np.zeros((blocks, f, 1 + most, LANES), kind)
+    told, of_users = np.empty((blocks, f, width, LANES), kind), np.empty((blocks, f, f, LANES), kind)
     rows, weighted = np.empty((longest, width), kind), np.empty((longest, width), kind)
     # Of tasks one after the other, until they are turned to stand side by side.
     grams, of_queries = np.zeros((LANES, width, width), kind), np.zeros((LANES, width), kind)
@@ -163,28 +166,23 @@ def adapt(given: Given, found: Found) -> None:
                     score[begin + lane, query] = on_query[0, query, lane] - known[item_of[query_items[begin + lane, query]], f]
                     variance[begin + lane, query] = squared[lane]
         substitute(a, inverse, own_sides, answers[block, :, : 1 + asked])
+    return Found(score, variance, answers, told, seen, of_users)
 
 
 @compiled
 def pull(
     given: Given,
     found: Found,
-    group_of: Numbers,
+    task_ends: Numbers,
     at_score: Floats,
     at_variance: Floats,
-    at_known: Floats,
-    at_to_user: Floats,
-    at_prior: Floats,
-    of_group: Floats,
-) -> None:
-    """Add up the gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), for tasks of groups ``group_of`` (B,).
-
-    Into ``at_known`` (J, W), ``at_to_user`` (U, F, F), ``at_prior`` (U, F) and, for each group (G, F + 2), those at log Lambda, at log
-    precision, and at minus the exponent of recency.
-    """
+) -> Pulled:
+    """The gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), for groups whose tasks end at ``task_ends`` (G,)."""
     known, item_of, items, ratings, starts, decay, user_of, _, _, _, prior, prior_precision, query_items, queries, noise = given
     _, _, answers, told, seen, of_users = found
-    f, width, kind = prior.shape[1], known.shape[1], known.dtype
+    (users, f), width, kind, group = prior.shape, known.shape[1], known.dtype, 0
+    at_known, at_prior = np.zeros((len(item_of), width), kind), np.zeros((users, f), kind)
+    at_to_user, of_group = np.zeros((users, f, f), kind), np.zeros((len(task_ends), f + 2), kind)
     tasks, most = len(starts) - 1, query_items.shape[1]
     at_a, through, turned = np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind), np.empty((f, f, LANES), kind)
     at_own, at_precision = np.empty((f, f, LANES), kind), np.empty(LANES, kind)
@@ -236,7 +234,9 @@ def pull(
 
         for lane in range(lanes):
             task = begin + lane
-            user, of = user_of[task], of_group[group_of[task]]
+            while task == task_ends[group]:
+                group += 1
+            user, of = user_of[task], of_group[group]
             for i in range(f):
                 of[i] += prior_precision[i] * (at_a[i, i, lane] + features[0, i, lane] * prior[user, i])
                 at_prior[user, i] += prior_precision[i] * features[0, i, lane]
@@ -258,6 +258,7 @@ def pull(
                 part = slice(begins, begins + LANES)
                 add(squares[part], rows[: end - first, part], pulled[: end - first, part])
             of[f + 1] += squares.sum()
+    return Pulled(at_known, at_to_user, at_prior, of_group)
 
 
 @compiled

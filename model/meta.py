@@ -164,7 +164,7 @@ class Writing(NamedTuple):
         settings, memory, prediction, batch = self.model.settings, self.model.memory, self.adapted.prediction, self.adapted.batch
 
         def on_host(values: Tensor) -> np.ndarray:
-            return values.detach().cpu().numpy()
+            return np.ascontiguousarray(values.detach().cpu().numpy())
 
         def or_nothing(values: Tensor | None, count: int, like: Tensor) -> Floats:
             return np.zeros((count, *like.shape[1:]), like.numpy().dtype) if values is None else on_host(values)

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model.compiled import borrowing, compiled
+from model.kernels import Pulled
 from model.lanes import LANES
+from model.memory import attend
+from model.numbering import Embedding, embed
 from model.products import multiply, scale, take_product, through, turn
 from model.rowkernels import activate, add, before, copy
 
@@ -40,6 +43,9 @@ class Phi(NamedTuple):
 class Rows(NamedTuple):
     """What attention reads of the memories; of those that the settings leave out no rows."""
 
+    profile: Floats  # M_P (K, d_u), and what profiles are looked at less, (d_u,)
+    centre: Floats
+    temperature: float
     gradient: Floats  # M_U (K, size of theta_u)
     mixing: Floats  # M_UI (K, 2 d_e d_e)
     weights: Floats  # M_w (K, F)
@@ -49,6 +55,10 @@ class Rows(NamedTuple):
 class Shared(NamedTuple):
     """What adaptation starts from."""
 
+    p_u: Floats  # (U, d_u)
+    attention: Floats  # (U, K)
+    p_i: Floats  # (I, d_i)
+    items: Floats  # (n, I, d_e), what comes out of each layer of the item network
     users: Floats  # (n, U, d_e), what comes out of each layer of the user network
     known: Floats  # (I, W), prior (U, F), decay and prior_precision: see `model.kernels.Given`
     prior: Floats
@@ -172,12 +182,16 @@ def embeddings(phi: Phi, p_i: Floats) -> Floats:
 
 
 @compiled
-def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bias: Floats, longest: int) -> Shared:
-    """From users' profiles (U, d_u) and attention (U, K), and items' e_i (I, d_e) and biases (I,): Eq. 1, 7 and 9, and the prior.
+def share(phi: Phi, rows: Rows, of_users: Embedding, of_items: Embedding, bounds: Numbers) -> Shared:
+    """From profiles to what adaptation starts from: Eq. 1, 3, 4, 7 and 9, and the prior.
 
-    ``longest`` is the length of the longest support.
+    ``bounds`` (B + 1,) says where the support of each task begins, and where the last ends.
     """
-    vector, kind, starts = phi.vector, p_u.dtype, phi.starts
+    (p_u, _), (p_i, bias), longest = embed(of_users), embed(of_items), 1
+    for task in range(len(bounds) - 1):
+        longest = max(longest, bounds[task + 1] - bounds[task])
+    attention, items = attend(p_u, rows.profile, rows.centre, rows.temperature), embeddings(phi, p_i)
+    vector, kind, starts, e_i = phi.vector, p_u.dtype, phi.starts, items[-1]
     m, count, d, f = len(p_u), len(e_i), phi.size, phi.size + 1
     users, room = np.empty((len(phi.user), m, d), kind), np.empty(m * phi.user[:, 1].max(), kind)
     forward(vector, phi.user, phi.activation, p_u, kind.type(rows.tau) * attention, rows.gradient, room, users)
@@ -207,7 +221,7 @@ def share(phi: Phi, rows: Rows, p_u: Floats, attention: Floats, e_i: Floats, bia
     for newer in range(longest):
         decay[newer] = precision * math.exp(-slope * math.log1p(newer))
     prior_precision = np.exp(vector[starts[LOG_PRIOR] : starts[LOG_PRIOR] + f])
-    return Shared(users, known, prior, of_profile, remembered, decay, prior_precision, 1 / kind.type(precision))
+    return Shared(p_u, attention, p_i, items, users, known, prior, of_profile, remembered, decay, prior_precision, 1 / kind.type(precision))
 
 
 @borrowing
@@ -224,23 +238,18 @@ def bring_back(
     phi: Phi,
     rows: Rows,
     shared: Shared,
-    p_u: Floats,
-    attention: Floats,
-    p_i: Floats,
-    items: Floats,
     item_of: Numbers,
     user_ends: Numbers,
     item_ends: Numbers,
-    at_known: Floats,
-    at_to_user: Floats,
-    at_prior: Floats,
-    of_group: Floats,
+    pulled: Pulled,
     writers: Numbers,
 ) -> Back:
     """The way back through `share`, from what `model.kernels.pull` finds, for groups whose users and items end there.
 
-    ``items`` are those of `embeddings`, ``item_of`` (J,) is which of them each is; ``writers`` (W,) are the users who write.
+    ``item_of`` (J,) is which of the I items each is; ``writers`` (W,) are the users who write.
     """
+    at_known, at_to_user, at_prior, of_group = pulled
+    p_u, attention, p_i, items = shared.p_u, shared.attention, shared.p_i, shared.items
     vector, kind, starts, groups = phi.vector, p_u.dtype, phi.starts, len(user_ends)
     m, count, d, f, nobody = len(p_u), len(item_of), phi.size, phi.size + 1, np.zeros((0, 0), p_u.dtype)
     d_u, d_i = p_u.shape[1], p_i.shape[1]

@@ -39,13 +39,24 @@ def bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor
     return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
 
 
+class Embedding(NamedTuple):
+    """Profiles that are to be embedded."""
+
+    values: Floats  # (m, size or one more), of which they are made
+    rows: Numbers  # (places, slots), and their weights (places, slots)
+    weights: Floats
+    feature_of: Numbers  # (slots,), a slot's feature, and how many there are
+    features: int
+    size: int
+
+
 @compiled
-def embed(values: Floats, rows: Numbers, weights: Floats, feature_of: Numbers, features: int, size: int) -> tuple[Floats, Floats]:
+def embed(of: Embedding) -> tuple[Floats, Floats]:
     """The weighted rows of profiles, summed by feature: the first ``size`` numbers of each (places, features size), others (places,).
 
-    Profiles are ``rows`` and ``weights`` (places, slots) of ``values`` (m, ``size`` or one more); ``feature_of`` (slots,) is a slot's
-    feature. The number after the first ``size``, where there is one, is summed over all features.
+    The number after the first ``size``, where there is one, is summed over all features.
     """
+    values, rows, weights, feature_of, features, size = of
     summed, rest = np.zeros((len(rows), features * size), values.dtype), np.zeros(len(rows), values.dtype)
     add_rows(values, rows, weights, feature_of, size, summed, rest)
     return summed, rest
@@ -205,16 +216,15 @@ def scatter(
     first: Flags,
     feature_of: Numbers,
     member: Numbers,
-    group_of: Numbers,
+    member_ends: Numbers,
     at: Floats,
     rest: Floats,
-    groups: int,
     cells: Numbers,
 ) -> tuple[Numbers, Floats, Numbers]:
     """The way back through `embed`: from gradients at its sums to those at the rows they are sums of, each row once in a group.
 
     Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features size,), and at its sum over
-    all features ``rest[m]``, where ``rest`` has a number for each. It belongs to group ``group_of[m]``, which rises. ``feature_of``
+    all features ``rest[m]``, where ``rest`` has a number for each. The members of each group end at ``member_ends`` (G,). ``feature_of``
     (slots,) is a slot's feature; a slot without a value has weight 0, and counts only where it is the ``first`` (slots,) of its feature,
     whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
 
@@ -222,8 +232,8 @@ def scatter(
     """
     most, size = len(member) * rows.shape[1], at.shape[1] // (feature_of[-1] + 1)
     width = size + (1 if len(rest) else 0)
-    found, values, ends = np.empty(most, np.int64), np.empty((most, width), at.dtype), np.empty(groups, np.int64)
-    count = add_to_rows(rows, weights, first, feature_of, member, group_of, at, rest, size, cells, found, values, ends)
+    found, values, ends = np.empty(most, np.int64), np.empty((most, width), at.dtype), np.empty_like(member_ends)
+    count = add_to_rows(rows, weights, first, feature_of, member, member_ends, at, rest, size, cells, found, values, ends)
     return found[:count], values[:count], ends
 
 
@@ -234,7 +244,7 @@ def add_to_rows(
     first: Flags,
     feature_of: Numbers,
     member: Numbers,
-    group_of: Numbers,
+    member_ends: Numbers,
     at: Floats,
     rest: Floats,
     size: int,
@@ -244,11 +254,11 @@ def add_to_rows(
     ends: Numbers,
 ) -> int:
     """The loop of `scatter`, apart as that of `embed` is. Fills ``found``, ``values`` and ``ends``; returns how many rows there are."""
-    count = begin = current = 0
+    count = begin = group = 0
     for place in range(len(member)):
-        while current < group_of[place]:
-            ends[current] = begin = count
-            current += 1
+        while place == member_ends[group]:
+            ends[group] = begin = count
+            group += 1
         profile, weight_of = rows[member[place]], weights[member[place]]
         for slot in range(len(profile)):
             if weight_of[slot] == 0 and not first[slot]:
@@ -265,7 +275,5 @@ def add_to_rows(
                 if len(rest):
                     values[count, size] = weight * rest[place]
                 count += 1
-    while current < len(ends):
-        ends[current] = count
-        current += 1
+    ends[group:] = count
     return count

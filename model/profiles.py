@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.features import Entry, Value, encode
-from model.numbering import bags, embed, packed, scatter, slices
+from model.numbering import Embedding, bags, embed, packed, scatter, slices
 from model.settings import Feature
 from model.tables import RowKeys, Table
 from model.texts import Index, Texts
@@ -175,22 +175,26 @@ class Profiles:
         starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten().to(rows.device)
         return bags(values, rows.flatten(), starts, weights.flatten().to(values.dtype)).view(len(rows), len(self.spans), -1)
 
+    def embedding(self, rows: Tensor, weights: Tensor) -> Embedding:
+        """What `embed` of `model.numbering` takes of profiles, from the table's values."""
+        return Embedding(self.table.values.numpy(), rows.numpy(), weights.numpy(), self._feature_of, len(self.spans), self.table.zero_from)
+
     def embedded(self, rows: Numbers, weights: Floats) -> tuple[Floats, Floats]:
         """As `embed` from the table's values, features side by side: (n, features d_e), and (n,) the sum of what is a bias.
 
         Compiled, and a tenth of the time; autograd cannot follow it.
         """
-        return embed(self.table.values.numpy(), rows, weights, self._feature_of, len(self.spans), self.table.zero_from)
+        return embed(Embedding(self.table.values.numpy(), rows, weights, self._feature_of, len(self.spans), self.table.zero_from))
 
     def embed_back(
-        self, rows: Tensor, weights: Tensor, member: Numbers, group: Numbers, at: Floats, rest: Floats, groups: int
+        self, rows: Tensor, weights: Tensor, member: Numbers, ends: Numbers, at: Floats, rest: Floats
     ) -> list[tuple[RowKeys, Tensor]]:
         """The way back through `embedded`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
         ``at`` (m, features d_e) and ``rest`` (m,), empty where rows have no bias, are the gradients at what `embedded` made of the places
-        ``member`` (m,); ``group`` (m,) rises.
+        ``member`` (m,), of which those of each group end at ``ends`` (G,).
         """
         known, first, feature_of = (rows.numpy(), weights.numpy()), self._first_of, self._feature_of
-        distinct, summed, ends = scatter(*known, first, feature_of, member, group, at, rest, groups, self.table.cells)
+        distinct, summed, row_ends = scatter(*known, first, feature_of, member, ends, at, rest, self.table.cells)
         values = torch.from_numpy(summed)
-        return [(self.table.keys_of(distinct[of]), values[of]) for of in slices(ends.tolist())]
+        return [(self.table.keys_of(distinct[of]), values[of]) for of in slices(row_ends.tolist())]

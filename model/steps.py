@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from model import ownsteps
-from model.engine import Gradients, numbers
+from model.engine import Gradients
 from model.fastweights import Blended, Fast, Networks, Pair, Passed, Pulled, layers
 from model.mamo import Leaves, Mamo, Prediction
 from model.tasks import Batch
@@ -166,13 +166,13 @@ def pull(stepped: Stepped, at_score: Tensor) -> Pulled:
 @torch.no_grad()
 def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, users: Tensor) -> Gradients:
     """The gradients, in first order, of a loss that has gradient ``at_score`` (B, q) at the scores. ``users`` (W,) write."""
-    phi, task, groups = model.phi, batch.user_of, len(batch.tasks_of)
-    of_task = torch.from_numpy(numbers(batch.tasks_of))
+    phi, task, groups, tasks_of = model.phi, batch.user_of, len(batch.ends.tasks), batch.tasks_of
+    of_task = torch.from_numpy(np.repeat(np.arange(groups), np.diff(batch.ends.tasks, prepend=0)))
     pulled = pull(stepped, at_score)
 
     def weight(x: Tensor, at: Tensor) -> Tensor:
         rows = x.shape[1]
-        return products(x.flatten(0, 1), at.flatten(0, 1), [slice(of.start * rows, of.stop * rows) for of in batch.tasks_of])
+        return products(x.flatten(0, 1), at.flatten(0, 1), [slice(of.start * rows, of.stop * rows) for of in tasks_of])
 
     into, joined = {}, not model.settings.task_memory  # Without M_uI the first rating layer is what joins e_u and e_i.
     if joined:
@@ -190,10 +190,10 @@ def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, 
     return Gradients(
         vectors=torch.cat([into[name].reshape(groups, -1) for name in phi], 1),
         user_rows=model.users.embed_back(
-            batch.user_rows, batch.user_weights, np.arange(len(at_p_u)), numbers(batch.users_of), at_p_u.numpy(), no_bias[:0], groups
+            batch.user_rows, batch.user_weights, np.arange(len(at_p_u)), batch.ends.users, at_p_u.numpy(), no_bias[:0]
         ),
         item_rows=model.items.embed_back(
-            batch.item_rows, batch.item_weights, batch.item_of.numpy(), numbers(batch.items_of), at_p_i.numpy(), no_bias, groups
+            batch.item_rows, batch.item_weights, batch.item_of.numpy(), batch.ends.items, at_p_i.numpy(), no_bias
         ),
         theta_u=theta_u,
         mixing=mixing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from model.history import History, by_text, rated
 from model.numbering import number, number_once, packed, slices
 from model.profiles import Profiles
 from model.settings import RATINGS
+
+if TYPE_CHECKING:
+    from model.numbering import Numbers
 
 T = TypeVar("T")
 
@@ -109,6 +112,14 @@ class Padded(NamedTuple):
     newer: Tensor
 
 
+class Ends(NamedTuple):
+    """Where the tasks, the users and the items of each of G groups end, (G,)."""
+
+    tasks: Numbers
+    users: Numbers
+    items: Numbers
+
+
 class Batch(NamedTuple):
     """B tasks in G groups; q is the longest query. Padding of queries has mask 0, item 0 and rating 0. Ratings are on that of `RATINGS`.
 
@@ -128,10 +139,17 @@ class Batch(NamedTuple):
     query_items: Tensor  # (B, q)
     query_ratings: Tensor  # (B, q)
     query_mask: Tensor  # (B, q)
-    tasks_of: list[slice]
-    """Of each group the tasks; likewise its users and its items."""
-    users_of: list[slice]
-    items_of: list[slice]
+    ends: Ends
+
+    @property
+    def tasks_of(self) -> list[slice]:
+        """Of each group the tasks."""
+        return slices(self.ends.tasks.tolist())
+
+    @property
+    def users_of(self) -> list[slice]:
+        """Of each group the users."""
+        return slices(self.ends.users.tolist())
 
     def to(self, device: torch.device) -> Batch:
         """The same with its tensors on a device."""
@@ -183,9 +201,7 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
         query_items=torch.from_numpy(numbered.query_items),
         query_ratings=torch.from_numpy(numbered.query_ratings),
         query_mask=torch.from_numpy(numbered.query_mask),
-        tasks_of=slices(sizes.cumsum().tolist()),
-        users_of=slices(user_ends.tolist()),
-        items_of=slices(numbered.ends.tolist()),
+        ends=Ends(sizes.cumsum(), user_ends, numbered.ends),
     )
 
 

@@ -86,7 +86,7 @@ def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
     first = np.array([True, True, False, False, True])
     rows, weights = rng.integers(0, 6, (7, 5)), rng.integers(0, 2, (7, 5)) * rng.random((7, 5))
     group_of = np.array(sorted(data.draw(st.lists(st.integers(0, 3), max_size=12))), np.int64)
-    member = rng.integers(0, 7, len(group_of))
+    member, member_ends = rng.integers(0, 7, len(group_of)), np.searchsorted(group_of, np.arange(4), side="right")
     at, rest = rng.standard_normal((len(group_of), 3, 2)), rng.standard_normal(len(group_of) * data.draw(st.integers(0, 1)))
     width = 3 if len(rest) else 2
     expected: list[dict[int, np.ndarray]] = [{} for _ in range(4)]
@@ -96,7 +96,7 @@ def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
                 row = int(rows[profile, slot])
                 own = [*at[place, feature_of[slot]], *rest[place : place + 1]]
                 expected[of][row] = expected[of].get(row, np.zeros(width)) + weights[profile, slot] * np.array(own)
-    found, values, ends = scatter(rows, weights, first, feature_of, member, group_of, at.reshape(-1, 6), rest, 4, np.full(6, 2))
+    found, values, ends = scatter(rows, weights, first, feature_of, member, member_ends, at.reshape(-1, 6), rest, np.full(6, 2))
     assert found.tolist() == [row for group in expected for row in group]
     assert ends.tolist() == np.cumsum([len(group) for group in expected]).tolist()
     np.testing.assert_allclose(values, np.array([value for group in expected for value in group.values()]).reshape(-1, width), atol=1e-12)
