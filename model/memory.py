@@ -306,13 +306,17 @@ def write(
         left *= still
     centre_decay = np.empty(1, kind)
     centre_decay[0] = left
-    profile_decay, of_profile = np.ones(rows, kind), np.zeros((rows, size), kind)
-    gradient_decay, of_gradient = np.ones(rows, kind), np.zeros((rows, gradient.shape[1]), kind)
-    weights_decay, of_weights = np.ones(rows, kind), np.zeros((rows, weights.shape[1]), kind)
+    profile_decay, of_profile = np.ones(rows, kind), np.empty((rows, size), kind)
+    gradient_decay, of_gradient = np.ones(rows, kind), np.empty((rows, gradient.shape[1]), kind)
+    weights_decay, of_weights = np.ones(rows, kind), np.empty((rows, weights.shape[1]), kind)
     mixing_map, reached, mixing = np.eye(rows).astype(kind), np.empty_like(attended), np.empty((rows, change.shape[1]), kind)
-    average(attended, kind.type(alpha), gated, looked, profile_decay, of_profile)
-    average(attended, kind.type(beta), gated, gradient, gradient_decay, of_gradient)
-    average(attended, kind.type(gamma), gated, weights, weights_decay, of_weights)
+    # Where what a user writes ends up, and then all of it at once.
+    average(attended, kind.type(alpha), gated, profile_decay, reached)
+    multiply(reached.T, looked, of_profile)
+    average(attended, kind.type(beta), gated, gradient_decay, reached)
+    multiply(reached.T, gradient, of_gradient)
+    average(attended, kind.type(gamma), gated, weights_decay, reached)
+    multiply(reached.T, weights, of_weights)
     move(attended, kind.type(gamma), gated, mixing_map, reached)
     multiply(reached.T, change, mixing)
     return (
@@ -330,18 +334,15 @@ def write(
 
 
 @borrowing
-def average(attended: Floats, step: np.floating, gated: bool, values: Floats, left: Floats, added: Floats) -> None:  # noqa: FBT001
-    """Eq. 5 and 6 for users in order, as one: the decay (K,) of each row, 1 as it comes, and what the users add to it, (K, size), 0 so.
+def average(attended: Floats, step: np.floating, gated: bool, left: Floats, reached: Floats) -> None:  # noqa: FBT001
+    """Eq. 5 and 6 for users in order, as one: the decay (K,) of each row, 1 as it comes, and how much of each user's write ends up in it.
 
-    ``attended`` (U, K) is a_u, ``values`` (U, size) what each writes. Backwards, for of a user's write there is left what those after it
-    leave.
+    ``attended`` (U, K) is a_u, ``reached`` is of its shape. Backwards, for of a user's write there is left what those after it leave.
     """
     one = left.dtype.type(1)
     for user in range(len(attended) - 1, -1, -1):
         for row in range(len(left)):
-            part, into, value = left[row] * step * attended[user, row], added[row], values[user]
-            for k in range(len(value)):
-                into[k] += part * value[k]
+            reached[user, row] = left[row] * step * attended[user, row]
             left[row] *= one - step * (attended[user, row] if gated else one)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -55,14 +56,24 @@ class Scores:
     """Scores and standard deviations (B, q) on the ratings' own scale and inside it; ``sd`` is None where the model has no variance.
 
     Where adaptation diverged there is nothing to score from: the middle of the scale, with the width of the scale as its deviation.
+    Each is made when it is asked for: nobody asks for those of tasks that are only learned from.
     """
 
     def __init__(self, prediction: Prediction, scale: tuple[float, float]) -> None:
-        score, factor = prediction.score.detach().cpu().numpy(), (scale[1] - scale[0]) / (RATINGS[1] - RATINGS[0])
-        self.score = torch.from_numpy(kernels.inside(score, RATINGS[0], factor, *scale))
-        self.sd: Tensor | None = None
-        if prediction.variance is not None:
-            self.sd = torch.from_numpy(kernels.deviations(prediction.variance.detach().cpu().numpy(), factor, scale[1] - scale[0]))
+        self._prediction = prediction
+        self._scale = scale
+        self._factor = (scale[1] - scale[0]) / (RATINGS[1] - RATINGS[0])
+
+    @cached_property
+    def score(self) -> Tensor:
+        """Scores (B, q)."""
+        return torch.from_numpy(kernels.inside(self._prediction.score.detach().cpu().numpy(), RATINGS[0], self._factor, *self._scale))
+
+    @cached_property
+    def sd(self) -> Tensor | None:
+        """Standard deviations (B, q)."""
+        variance, (low, high) = self._prediction.variance, self._scale
+        return None if variance is None else torch.from_numpy(kernels.deviations(variance.detach().cpu().numpy(), self._factor, high - low))
 
     def pairs(self) -> list[tuple[float, float | None]]:
         """Score and standard deviation of each task's first query."""

@@ -150,6 +150,8 @@ class Table:
     def admit(self, keys: Sequence[str]) -> Numbers:
         """As `lookup`, (len(keys),), but the keys become part of the version, as long as there is room."""
         found = self._find(keys)
+        if not self.pending and self._gave(keys):
+            return found
         new = found < 0
         if self.pending:
             new |= self.provisional[found]
@@ -188,11 +190,15 @@ class Table:
 
     def _find(self, keys: Sequence[str]) -> Numbers:
         """The rows of keys, -1 for one without."""
-        if isinstance(keys, RowKeys) and keys.table is self and keys.layout == self.layout:
+        if isinstance(keys, RowKeys) and self._gave(keys):
             return keys.rows.copy()
         if isinstance(keys, (RowKeys, Texts)):
             return self._indexed().of(keys if isinstance(keys, Texts) else keys.texts)[0]
         return np.array(list(map(self.rows.get, keys, repeat(-1))), np.int64)
+
+    def _gave(self, keys: Sequence[str]) -> bool:
+        """Whether keys are those of rows of this table, as these stand."""
+        return isinstance(keys, RowKeys) and keys.table is self and keys.layout == self.layout
 
     def _indexed(self) -> Index:
         if self._index is None:

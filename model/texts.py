@@ -96,9 +96,21 @@ def joined(parts: Sequence[Texts]) -> Texts:
     # Arrays are as good as bytes here, but for their types.
     buffers, bounds = cast("list[bytes]", [part.buffer for part in parts]), cast("list[bytes]", [part.bounds for part in parts])
     sizes, counts = (packed(map(len, each), len(parts), np.int64) for each in (buffers, bounds))
-    starts = np.repeat(sizes.cumsum() - sizes, counts)
     # Of arrays that small, half the time that numpy takes to put them together.
-    return Texts(b"".join(buffers), np.frombuffer(b"".join(bounds), np.int64) + starts)
+    together = np.frombuffer(bytearray().join(bounds), np.int64)
+    shift(together, sizes, counts)
+    return Texts(b"".join(buffers), together)
+
+
+@compiled
+def shift(bounds: Numbers, sizes: Numbers, counts: Numbers) -> None:
+    """Move bounds (n,), so many of each part, by the sizes (parts,) of all parts before."""
+    place = start = 0
+    for part in range(len(sizes)):
+        for _ in range(counts[part]):
+            bounds[place] += start
+            place += 1
+        start += sizes[part]
 
 
 class Index:
