@@ -65,8 +65,7 @@ class Recommender(torch.nn.Module):
 def given(model: Mamo, tasks: Sequence[Task]) -> Given:
     """Look everything up, as the engine does; supports are of one length."""
     batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
-    p_u = model.users.embed(batch.user_rows, batch.user_weights, model.user_table.values).flatten(1)
-    p_i = model.items.embed(batch.item_rows, batch.item_weights, model.item_table.values)[..., :-1].flatten(1)
+    p_u, p_i = model.users.embed_at(batch.user_places).flatten(1), model.items.embed_at(batch.item_places)[..., :-1].flatten(1)
     support = batch.support.padded()
     asked = embedding(batch.item_of[batch.query_items], p_i)
     return Given(personal(model, p_u), p_u, embedding(batch.item_of[support.items], p_i), support.ratings, asked)
@@ -94,13 +93,14 @@ def by_loop(model: Mamo, tasks: Sequence[Task]) -> Tensor:
     batch here, steps are plain and not clipped, and no gradient goes on to the rows that profiles are made of.
     """
     batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
-    theta = personal(model, model.users.embed(batch.user_rows, batch.user_weights, model.user_table.values).flatten(1))
+    theta = personal(model, model.users.embed_at(batch.user_places).flatten(1))
+    of_users, of_items = model.users.encoded(batch.user_places), model.items.encoded(batch.item_places)
     own, scores = Recommender({name: value[0] for name, value in theta.items()}), []
 
     def profiles(user: int, items: Tensor) -> list[Tensor]:
         """The encoded profiles of a user, repeated, and of items: rows and weights of each."""
-        of_user, of_items = batch.user_of[user].repeat(len(items)), batch.item_of[items]
-        return [batch.user_rows[of_user], batch.user_weights[of_user], batch.item_rows[of_items], batch.item_weights[of_items]]
+        whose, rated = batch.user_of[user].repeat(len(items)), batch.item_of[items]
+        return [*(values[whose] for values in of_users), *(values[rated] for values in of_items)]
 
     def score(user_rows: Tensor, user_weights: Tensor, item_rows: Tensor, item_weights: Tensor) -> Tensor:
         with torch.no_grad():

@@ -60,8 +60,8 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     """
     phi, rows, starts, task = model.in_place(), rows_of(model), batch.support.bounds.numpy(), batch.user_of.numpy()
     of_users, of_items = (
-        model.users.embedding(batch.user_rows, batch.user_weights),
-        model.items.embedding(batch.item_rows, batch.item_weights),
+        model.users.embedding(batch.user_places),
+        model.items.embedding(batch.item_places),
     )
     shared = networks.share(phi, rows, of_users, of_items, starts)
     given = kernels.Given(
@@ -118,14 +118,13 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     So dw = A^-1 (dt - dA w) and d(x A^-1 x) = 2 v dx - v' dA v, of which all that follows is the transpose. ``users`` (W,) write.
     """
     phi, rows, shared, given, found = solved
-    ends, count, item_of = batch.ends, len(shared.p_u), given.item_of
+    ends, item_of = batch.ends, given.item_of
     pulled = kernels.pull(given, found, ends.tasks, at_score, at_variance)
     back = networks.bring_back(phi, rows, shared, item_of, ends.users, ends.items, pulled, users)
-    of_users, of_items = (batch.user_rows, batch.user_weights, np.arange(count)), (batch.item_rows, batch.item_weights, item_of)
     return Gradients(
         vectors=torch.from_numpy(back.vectors),
-        user_rows=model.users.embed_back(*of_users, ends.users, back.users, back.biases[:0]),
-        item_rows=model.items.embed_back(*of_items, ends.items, back.items, back.biases),
+        user_rows=model.users.embed_back(batch.user_places, ends.users, back.users, back.biases[:0]),
+        item_rows=model.items.embed_back(batch.item_places.take(item_of), ends.items, back.items, back.biases),
         theta_u=torch.from_numpy(back.theta_u) if len(users) else None,
         mixing=torch.from_numpy(back.mixing) if len(users) and model.settings.task_memory else None,
     )

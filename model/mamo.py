@@ -25,7 +25,7 @@ from model.tables import RowKeys, Table
 from model.tasks import Batch, Padded
 
 if TYPE_CHECKING:
-    from model.numbering import Floats
+    from model.numbering import Floats, Numbers
 
 ITEM_CHANGES = 4096
 """Profiles of items that were set or dropped last, for whoever keeps something of all items."""
@@ -36,14 +36,26 @@ SCALARS = ("mean", "log_precision", "log_prior", "recency", "gate")
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": softplus}
 
 
+class Encoded(NamedTuple):
+    """Profiles of a batch, and of which values they are made: ``rows`` number those, (n, slots), ``weights`` is of the same shape."""
+
+    rows: Tensor
+    weights: Tensor
+
+
 class Leaves(NamedTuple):
-    """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches."""
+    """What meta-gradients are taken at: phi by name, and the rows of the embedding tables that a batch touches.
+
+    Profiles number the rows of the values beside them.
+    """
 
     phi: Weights
     user_keys: RowKeys
     user_values: Tensor
+    user_profiles: Encoded
     item_keys: RowKeys
     item_values: Tensor
+    item_profiles: Encoded
 
 
 class Prediction(NamedTuple):
@@ -204,27 +216,27 @@ class Mamo:
         return phi
 
     def leaves(self, batch: Batch, *, requires_grad: bool) -> tuple[Leaves, Batch]:
-        """Copy out what the batch touches, to the model's device; its row numbers then point into the copies."""
+        """Copy out what the batch touches, and the batch, to the model's device."""
 
-        def touched(rows: Tensor, table: Table) -> tuple[RowKeys, Tensor, Tensor]:
+        def touched(profiles: Profiles, places: Numbers) -> tuple[RowKeys, Tensor, Encoded]:
+            (rows, weights), table = profiles.encoded(places), profiles.table
             unique = distinct(rows.flatten().numpy(), table.cells)
             values = table.values[torch.from_numpy(unique)].to(self.device).requires_grad_(requires_grad)
-            return table.keys_of(unique), values, torch.from_numpy(table.cells[rows.numpy()])
+            own = torch.from_numpy(table.cells[rows.numpy()])
+            return table.keys_of(unique), values, Encoded(own.to(self.device), weights.to(self.device))
 
-        user_keys, user_values, user_rows = touched(batch.user_rows, self.user_table)
-        item_keys, item_values, item_rows = touched(batch.item_rows, self.item_table)
         phi = {name: value.detach().to(self.device).requires_grad_(requires_grad) for name, value in self.phi.items()}
-        batch = batch._replace(user_rows=user_rows, item_rows=item_rows).to(self.device)
-        return Leaves(phi, user_keys, user_values, item_keys, item_values), batch
+        leaves = Leaves(phi, *touched(self.users, batch.user_places), *touched(self.items, batch.item_places))
+        return leaves, batch.to(self.device)
 
     def forward(self, leaves: Leaves, batch: Batch) -> Prediction:
-        """Adapt every task of a batch of one group to its support and score its query. Row numbers of ``batch`` point into ``leaves``."""
+        """Adapt every task of a batch of one group to its support and score its query."""
         settings, phi, memory = self.settings, leaves.phi, self.memory.to(self.device)
         support = batch.support.padded()
 
         # Profiles, and what the memories hold for users like these (Eq. 1, 3, 4, 7).
-        p_u = self.users.embed(batch.user_rows, batch.user_weights, leaves.user_values).flatten(1)
-        item = self.items.embed(batch.item_rows, batch.item_weights, leaves.item_values)
+        p_u = self.users.embed(*leaves.user_profiles, leaves.user_values).flatten(1)
+        item = self.items.embed(*leaves.item_profiles, leaves.item_values)
         p_i, bias = item[..., :-1].flatten(1), item[..., -1].sum(1)
         attention = memory.attention(p_u, settings.temperature, centred=settings.centred)
         theta_u = [phi[name].expand(len(p_u), *phi[name].shape) for name in self.user_names]

@@ -122,7 +122,7 @@ def adapt(model: Mamo, *groups: Sequence[Task], learning: bool) -> Adapted:
     elif model.closed_form:
         prediction, way = engine.solve(model, batch)
     else:
-        prediction, way, batch = steps.solve(model, batch, learning=learning)
+        prediction, way = steps.solve(model, batch, learning=learning)
     return Adapted(batch, prediction, Scores(prediction, model.scale), way if learning else None)
 
 
@@ -203,6 +203,7 @@ def differentiate(model: Mamo, adapted: Adapted, *writers: Collection[str]) -> t
     """The gradient of the summed query loss of each group, and what the users whom ``writers`` names write to the memories.
 
     Writers are given by group, for the first groups or all. A user who has no support in that group writes nothing.
+    Profiles must be those that the batch was adapted with: gradients go to the rows that they are made of.
     """
     batch, prediction, way = adapted.batch, adapted.prediction, adapted.way
     users, tasks = _writing(batch, writers)

@@ -19,6 +19,7 @@ from torch import Tensor
 from model import stepkernels
 from model.fastweights import Pair, Pulled
 from model.mamo import Mamo, Prediction
+from model.numbering import embed
 from model.products import turn
 from model.rowkernels import CODES
 from model.stepkernels import BLOCK, Fast, Found, Given, Layers, Plan, Room, Rows
@@ -59,8 +60,7 @@ def serves(model: Mamo) -> bool:
 def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Own]:
     """Adapt every task to its support and score its query, as `Mamo.forward` does."""
     settings, memory, phi = model.settings, model.memory, model.arrays()
-    p_u, _ = model.users.embedded(batch.user_rows.numpy(), batch.user_weights.numpy())
-    p_i, _ = model.items.embedded(batch.item_rows.numpy(), batch.item_weights.numpy())
+    (p_u, _), (p_i, _) = embed(model.users.embedding(batch.user_places)), embed(model.items.embedding(batch.item_places))
     attention, item_of = memory.attend(p_u, settings.temperature, centred=settings.centred), batch.item_of.numpy()
     attended = torch.from_numpy(attention)
     of_user = p_u @ phi["user.0.weight"] + phi["user.0.bias"]

@@ -153,8 +153,9 @@ class Profiles:
         return self._cells
 
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Row numbers and weights of places, both of shape (len(places), slots)."""
-        return torch.from_numpy(self._rows.take(places, 0)), torch.from_numpy(self._weights.take(places, 0))
+        """Row numbers and weights of places, both of shape (len(places), slots); weights are of the table's type."""
+        weights = torch.from_numpy(self._weights.take(places, 0))
+        return torch.from_numpy(self._rows.take(places, 0)), weights.to(self.table.values.dtype)
 
     def encoded_of(self, keys: Sequence[str]) -> tuple[Numbers, Floats]:
         """As `encoded` of the places of keys, of which those without one are given none. ``keys`` are not empty."""
@@ -175,26 +176,30 @@ class Profiles:
         starts = (torch.arange(len(rows))[:, None] * self.slots + self._starts).flatten().to(rows.device)
         return bags(values, rows.flatten(), starts, weights.flatten().to(values.dtype)).view(len(rows), len(self.spans), -1)
 
-    def embedding(self, rows: Tensor, weights: Tensor) -> Embedding:
-        """What `embed` of `model.numbering` takes of profiles, from the table's values."""
-        return Embedding(self.table.values.numpy(), rows.numpy(), weights.numpy(), self._feature_of, len(self.spans), self.table.zero_from)
+    def embed_at(self, places: Numbers) -> Tensor:
+        """As `embed`, of the profiles at places (n,), from the table's values."""
+        return self.embed(*self.encoded(places), self.table.values)
+
+    def embedding(self, places: Numbers) -> Embedding:
+        """What `embed` of `model.numbering` takes of the profiles at places, from the table's values."""
+        return self._embedding(self._rows, self._weights, places)
+
+    def _embedding(self, rows: Numbers, weights: Floats, which: Numbers) -> Embedding:
+        return Embedding(self.table.values.numpy(), rows, weights, which, self._feature_of, len(self.spans), self.table.zero_from)
 
     def embedded(self, rows: Numbers, weights: Floats) -> tuple[Floats, Floats]:
         """As `embed` from the table's values, features side by side: (n, features d_e), and (n,) the sum of what is a bias.
 
         Compiled, and a tenth of the time; autograd cannot follow it.
         """
-        return embed(Embedding(self.table.values.numpy(), rows, weights, self._feature_of, len(self.spans), self.table.zero_from))
+        return embed(self._embedding(rows, weights, np.arange(len(rows))))
 
-    def embed_back(
-        self, rows: Tensor, weights: Tensor, member: Numbers, ends: Numbers, at: Floats, rest: Floats
-    ) -> list[tuple[RowKeys, Tensor]]:
-        """The way back through `embedded`, for each group: the keys of the rows that its members touch, and the gradient at each.
+    def embed_back(self, places: Numbers, ends: Numbers, at: Floats, rest: Floats) -> list[tuple[RowKeys, Tensor]]:
+        """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
-        ``at`` (m, features d_e) and ``rest`` (m,), empty where rows have no bias, are the gradients at what `embedded` made of the places
-        ``member`` (m,), of which those of each group end at ``ends`` (G,).
+        ``at`` (m, features d_e) and ``rest`` (m,), empty where rows have no bias, are the gradients at what was made of the profiles at
+        ``places`` (m,), of which those of each group end at ``ends`` (G,).
         """
-        known, first, feature_of = (rows.numpy(), weights.numpy()), self._first_of, self._feature_of
-        distinct, summed, row_ends = scatter(*known, first, feature_of, member, ends, at, rest, self.table.cells)
-        values = torch.from_numpy(summed)
-        return [(self.table.keys_of(distinct[of]), values[of]) for of in slices(row_ends.tolist())]
+        profiles = self._rows, self._weights, self._first_of, self._feature_of
+        distinct, summed, row_ends = scatter(*profiles, places, ends, at, rest, self.table.cells)
+        return [(self.table.keys_of(distinct[of]), torch.from_numpy(summed[of])) for of in slices(row_ends.tolist())]

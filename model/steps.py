@@ -46,42 +46,43 @@ class Stepped(NamedTuple):
     """Where tasks were adapted one by one; then there are no parts."""
 
 
-def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Stepped, Batch]:
-    """Adapt every task to its support and score its query, as `Mamo.forward` does.
-
-    Returns the batch as well, whose row numbers point into the leaves of a result that autograd differentiates.
-    """
+def solve(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Stepped]:
+    """Adapt every task to its support and score its query, as `Mamo.forward` does."""
     if ownsteps.serves(model):
         prediction, own = ownsteps.solve(model, batch, learning=learning)
-        return prediction, Stepped([], batch.user_of.new_empty(0), None, own), batch
+        return prediction, Stepped([], batch.user_of.new_empty(0), None, own)
     if learning and model.settings.order == "second":
         leaves, batch = model.leaves(batch, requires_grad=True)
-        prediction, stepped = _solve(model, batch, leaves.phi, leaves.user_values, leaves.item_values, learning=True)
-        return prediction, stepped._replace(leaves=leaves), batch
-    return *in_factors(model, batch, learning=learning), batch
+        users = model.users.embed(*leaves.user_profiles, leaves.user_values)
+        items = model.items.embed(*leaves.item_profiles, leaves.item_values)
+        prediction, stepped = _solve(model, batch, leaves.phi, users, items, learning=True)
+        return prediction, stepped._replace(leaves=leaves)
+    return in_factors(model, batch, learning=learning)
 
 
 @torch.no_grad()
 def in_factors(model: Mamo, batch: Batch, *, learning: bool) -> tuple[Prediction, Stepped]:
     """As `solve`, all tasks at once whatever the settings: what is found holds their adapted networks."""
-    return _solve(model, batch, model.phi, model.user_table.values, model.item_table.values, learning=learning)
+    return _solve(
+        model, batch, model.phi, model.users.embed_at(batch.user_places), model.items.embed_at(batch.item_places), learning=learning
+    )
 
 
 def _solve(
-    model: Mamo, batch: Batch, phi: dict[str, Tensor], user_values: Tensor, item_values: Tensor, *, learning: bool
+    model: Mamo, batch: Batch, phi: dict[str, Tensor], users: Tensor, items: Tensor, *, learning: bool
 ) -> tuple[Prediction, Stepped]:
+    """As `solve`, of embedded profiles (U, features, d_e) and (I, features, d_e + 1)."""
     settings, memory = model.settings, model.memory
-    p_u = model.users.embed(batch.user_rows, batch.user_weights, user_values).flatten(1)
-    p_i = model.items.embed(batch.item_rows, batch.item_weights, item_values)[..., :-1].flatten(1)
+    p_u, p_i = users.flatten(1), items[..., :-1].flatten(1)
     attention = memory.attention(p_u, settings.temperature, centred=settings.centred)
     support, lengths = batch.support.padded(), torch.diff(batch.support.bounds)
-    items = batch.item_of[support.items]
+    rated = batch.item_of[support.items]
     parts = []
     for tasks in alike(lengths):
         n = max(1, int(lengths[tasks].max()))
         own = of_users(batch.user_of[tasks], len(p_u))
         networks = start(model, phi, own(attention))
-        passed = networks.fix(own(p_u)[:, None], embedding(items[tasks, :n], p_i))
+        passed = networks.fix(own(p_u)[:, None], embedding(rated[tasks, :n], p_i))
         slopes = 2 * settings.inner_rate * support.mask[tasks, :n] / lengths[tasks, None].clamp(min=1)
         steps = 0 if settings.local == "none" else settings.inner_steps
         for step in range(steps):
@@ -189,12 +190,8 @@ def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, 
     theta_u, mixing = writings(model, batch, pulled, users)
     return Gradients(
         vectors=torch.cat([into[name].reshape(groups, -1) for name in phi], 1),
-        user_rows=model.users.embed_back(
-            batch.user_rows, batch.user_weights, np.arange(len(at_p_u)), batch.ends.users, at_p_u.numpy(), no_bias[:0]
-        ),
-        item_rows=model.items.embed_back(
-            batch.item_rows, batch.item_weights, batch.item_of.numpy(), batch.ends.items, at_p_i.numpy(), no_bias
-        ),
+        user_rows=model.users.embed_back(batch.user_places, batch.ends.users, at_p_u.numpy(), no_bias[:0]),
+        item_rows=model.items.embed_back(batch.item_places[batch.item_of.numpy()], batch.ends.items, at_p_i.numpy(), no_bias),
         theta_u=theta_u,
         mixing=mixing,
     )

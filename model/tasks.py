@@ -124,16 +124,14 @@ class Batch(NamedTuple):
     """B tasks in G groups; q is the longest query. Padding of queries has mask 0, item 0 and rating 0. Ratings are on that of `RATINGS`.
 
     Users and items are numbered within their group, group after group, so that what a group teaches can be told apart: U users and J
-    items in all. Of these items I are different: ``item_of`` points into ``item_rows`` and ``item_weights``, of shape (I, slots).
+    items in all. Of these items I are different: ``item_of`` points into ``item_places``.
     """
 
     users: list[str]
     user_of: Tensor  # (B,)
-    user_rows: Tensor  # (U, slots)
-    user_weights: Tensor  # (U, slots)
+    user_places: Numbers  # (U,), of `Profiles`, for as long as the step lasts
     item_of: Tensor  # (J,)
-    item_rows: Tensor  # (I, slots)
-    item_weights: Tensor  # (I, slots)
+    item_places: Numbers  # (I,)
     support: Supports
     queries: Tensor  # (B,), how many each task has
     query_items: Tensor  # (B, q)
@@ -172,7 +170,6 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     sizes, count = np.array([len(group) for group in groups]), len(names)
     of_users = users.places(names)
     user_of, firsts, user_ends = number_once(of_users, sizes, users.cells)
-    user_rows, user_weights = users.encoded(of_users[firsts])
 
     lengths, queries = (packed(map(len, parts), count, np.int64) for parts in (support_ratings, query_ratings))
     if None in histories:
@@ -187,15 +184,12 @@ def collate(groups: Sequence[Sequence[Task]], users: Profiles, items: Profiles, 
     for interactions in (held, asked):
         interactions[:, 1] = brought(interactions[:, 1], scale)
     numbered = number(held, ends, lengths, at, queries, asked, sizes, items.cells, torch.empty(0, dtype=dtype).numpy())
-    item_rows, item_weights = items.encoded(numbered.distinct)
     return Batch(
         users=[names[task] for task in firsts.tolist()],
         user_of=torch.from_numpy(user_of),
-        user_rows=user_rows,
-        user_weights=user_weights.to(dtype),
+        user_places=of_users[firsts],
         item_of=torch.from_numpy(numbered.item_of),
-        item_rows=item_rows,
-        item_weights=item_weights.to(dtype),
+        item_places=numbered.distinct,
         support=Supports(torch.from_numpy(numbered.items), torch.from_numpy(numbered.ratings), torch.from_numpy(numbered.starts)),
         queries=torch.from_numpy(queries),
         query_items=torch.from_numpy(numbered.query_items),
