@@ -17,7 +17,8 @@ from torch import Tensor
 
 from model import adam, engine, kernels, steps
 from model.mamo import SCALARS, Leaves, Mamo, Prediction
-from model.memory import Writes, of_writers
+from model.memory import Writes
+from model.memorykernels import of_writers
 from model.numbering import distinct, last_tasks
 from model.settings import RATINGS, ModelSettings
 from model.tasks import Batch, Task, collate

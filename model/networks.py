@@ -15,7 +15,7 @@ import numpy as np
 from model.compiled import borrowing, compiled
 from model.kernels import Pulled
 from model.lanes import LANES
-from model.memory import attend
+from model.memorykernels import attend
 from model.numbering import Embedding, embed
 from model.products import multiply, scale, take_product, through, turn
 from model.rowkernels import activate, add, before, copy
