@@ -57,12 +57,14 @@ class Given(NamedTuple):
 class Found(NamedTuple):
     """What adapting finds; a task whose precision matrix is not positive definite has NaN.
 
-    Tasks stand side by side, `LANES` of them in each of C blocks, but for scores; what of the last block or of a query has no task is 0.
+    Tasks stand side by side, `LANES` of them in each of C blocks, but for scores and w; what has no task or no query is 0.
     """
 
     score: Floats
     """(B, q), likewise ``variance``."""
     variance: Floats
+    mean: Floats
+    """(B, F), the adapted w."""
     answers: Floats
     """(C, F, 1 + q, LANES), first the adapted w, then A^-1 x of each query."""
     told: Floats
@@ -106,7 +108,7 @@ def adapt(given: Given) -> Found:
     tasks, most, longest = len(starts) - 1, query_items.shape[1], len(decay)
     blocks = -(-tasks // LANES)
     # A query that is none scores 0 with variance 1.
-    score, variance = np.zeros((tasks, most), kind), np.ones((tasks, most), kind)
+    score, variance, mean = np.zeros((tasks, most), kind), np.ones((tasks, most), kind), np.empty((tasks, f), kind)
     answers, seen = np.zeros((blocks, f, 1 + most, LANES), kind), np.zeros((blocks, f, 1 + most, LANES), kind)
     told, of_users = np.empty((blocks, f, width, LANES), kind), np.empty((blocks, f, f, LANES), kind)
     rows, weighted = np.empty((longest, width), kind), np.empty((longest, width), kind)
@@ -166,7 +168,10 @@ def adapt(given: Given) -> Found:
                     score[begin + lane, query] = on_query[0, query, lane] - known[item_of[query_items[begin + lane, query]], f]
                     variance[begin + lane, query] = squared[lane]
         substitute(a, inverse, own_sides, answers[block, :, : 1 + asked])
-    return Found(score, variance, answers, told, seen, of_users)
+        for lane in range(lanes):
+            for k in range(f):
+                mean[begin + lane, k] = answers[block, k, 0, lane]
+    return Found(score, variance, mean, answers, told, seen, of_users)
 
 
 @compiled
@@ -179,7 +184,7 @@ def pull(
 ) -> Pulled:
     """The gradients of a loss with gradients ``at_score`` and ``at_variance`` (B, q), for groups whose tasks end at ``task_ends`` (G,)."""
     known, item_of, items, ratings, starts, decay, user_of, _, _, _, prior, prior_precision, query_items, queries, noise = given
-    _, _, answers, told, seen, of_users = found
+    answers, told, seen, of_users = found.answers, found.told, found.seen, found.to_user
     (users, f), width, kind, group = prior.shape, known.shape[1], known.dtype, 0
     at_known, at_prior = np.zeros((len(item_of), width), kind), np.zeros((users, f), kind)
     at_to_user, of_group = np.zeros((users, f, f), kind), np.zeros((len(task_ends), f + 2), kind)

@@ -232,7 +232,7 @@ def _writing(batch: Batch, writers: Sequence[Collection[str]]) -> tuple[Numbers,
     """The numbers of the users who write, in order, and of the last task of each that has a support."""
     named = np.zeros(len(batch.users), np.bool_)
     for names, of in zip(writers, batch.users_of, strict=False):
-        named[of] = [user in names for user in batch.users[of]]
+        named[of] = np.fromiter(map(names.__contains__, batch.users[of]), np.bool_)
     return last_tasks(named, batch.user_of.cpu().numpy(), batch.support.bounds.cpu().numpy())
 
 
