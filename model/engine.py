@@ -59,10 +59,7 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
     A task whose precision matrix is not positive definite in floating point has NaN for scores and variances.
     """
     phi, rows, starts, task = model.in_place(), rows_of(model), batch.support.bounds.numpy(), batch.user_of.numpy()
-    of_users, of_items = (
-        model.users.embedding(batch.user_places),
-        model.items.embedding(batch.item_places),
-    )
+    of_users, of_items = model.users.embedding(batch.user_places), model.items.embedding(batch.item_places)
     shared = networks.share(phi, rows, of_users, of_items, starts)
     given = kernels.Given(
         known=shared.known,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, TypeGuard, cast, overload
 
 import numpy as np
 import torch
@@ -190,13 +190,13 @@ class Table:
 
     def _find(self, keys: Sequence[str]) -> Numbers:
         """The rows of keys, -1 for one without."""
-        if isinstance(keys, RowKeys) and self._gave(keys):
+        if self._gave(keys):
             return keys.rows.copy()
         if isinstance(keys, (RowKeys, Texts)):
             return self._indexed().of(keys if isinstance(keys, Texts) else keys.texts)[0]
         return np.array(list(map(self.rows.get, keys, repeat(-1))), np.int64)
 
-    def _gave(self, keys: Sequence[str]) -> bool:
+    def _gave(self, keys: Sequence[str]) -> TypeGuard[RowKeys]:
         """Whether keys are those of rows of this table, as these stand."""
         return isinstance(keys, RowKeys) and keys.table is self and keys.layout == self.layout
 
