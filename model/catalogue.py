@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from model import engine, kernels, networks, steps
+from model import engine, networks, steps
 from model.fastweights import Networks
 from model.highest import Runs
 from model.itemscores import Common, Items, Way, filled, in_common, scores
 from model.mamo import Mamo
-from model.numbering import slices
+from model.numbering import embed, slices
 from model.rowkernels import CODES
 from model.settings import RATINGS
 from model.tasks import Task, collate
@@ -253,8 +253,8 @@ class Catalogue:
         batch = collate([tasks], model.users, model.items, model.scale, model.dtype)
         _, solved = engine.solve(model, batch)
         found = solved.found
-        of_users = kernels.side_by_side((found.to_user * found.answers[:, None, :, 0]).sum(2), len(tasks))
-        own = pad(torch.from_numpy(of_users), (0, 1), value=1.0)
+        of_users = (found.to_user * found.answers[:, None, :, 0]).sum(2).transpose(0, 2, 1).reshape(-1, found.mean.shape[1])
+        own = pad(torch.from_numpy(of_users[: len(tasks)]), (0, 1), value=1.0)
         for place, block in self._all():
             assert isinstance(block, Tensor)  # noqa: S101  `_made` sees to it
             torch.mm(own, block.T, out=scores[:, place])
@@ -286,7 +286,7 @@ class Catalogue:
 
     def _made(self, place: slice) -> Block:
         model, encoded = self.model, self._profiles(place)
-        p_i, bias = model.items.embedded(encoded.rows.astype(np.int64), encoded.weights)
+        p_i, bias = embed(model.items.embedding(np.arange(len(encoded.rows)), (encoded.rows.astype(np.int64), encoded.weights)))
         block: Block
         if model.closed_form:
             phi = model.arrays()

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,10 +95,10 @@ def solve(model: Mamo, batch: Batch) -> tuple[Prediction, Solved]:
 def rows_of(model: Mamo) -> networks.Rows:
     """What attention reads of the memories, as the loops take it."""
     settings, memory = model.settings, model.memory
-    gradient, mixing, centre = memory.gradient.numpy(), memory.mixing.numpy().reshape(len(memory.mixing), -1), memory.centre.numpy()
+    gradient, mixing = memory.gradient.numpy(), memory.mixing.numpy().reshape(len(memory.mixing), -1)
     return networks.Rows(
         profile=memory.profile.numpy(),
-        centre=centre if settings.centred else np.zeros_like(centre),
+        centre=memory.origin(centred=settings.centred),
         temperature=settings.temperature,
         gradient=gradient if settings.feature_memory else gradient[:0],
         mixing=mixing if settings.task_memory else mixing[:0],
@@ -120,7 +119,7 @@ def gradients(model: Mamo, batch: Batch, solved: Solved, at_score: Floats, at_va
     back = networks.bring_back(phi, rows, shared, item_of, ends.users, ends.items, pulled, users)
     return Gradients(
         vectors=torch.from_numpy(back.vectors),
-        user_rows=model.users.embed_back(batch.user_places, ends.users, back.users, back.biases[:0]),
+        user_rows=model.users.embed_back(batch.user_places, ends.users, back.users),
         item_rows=model.items.embed_back(batch.item_places.take(item_of), ends.items, back.items, back.biases),
         theta_u=torch.from_numpy(back.theta_u) if len(users) else None,
         mixing=torch.from_numpy(back.mixing) if len(users) and model.settings.task_memory else None,

@@ -89,16 +89,6 @@ class Pulled(NamedTuple):
 
 
 @compiled
-def side_by_side(values: Floats, tasks: int) -> Floats:
-    """Of values (C, F, LANES) those of each task: (B, F)."""
-    rows = np.empty((tasks, values.shape[1]), values.dtype)
-    for task in range(tasks):
-        for k in range(values.shape[1]):
-            rows[task, k] = values[task // LANES, k, task % LANES]
-    return rows
-
-
-@compiled
 def adapt(given: Given) -> Found:
     """Condition each task's last layer on its support, A = T' S T + Lambda, and score its queries."""
     known, item_of, items, ratings, starts, decay, user_of, e_u, attention, mixing, prior, prior_precision, query_items, queries, noise = (

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from model.compiled import compiled
 from model.products import multiply, scale
-from model.registers import WIDE, Code, Matrix, code, generated
+from model.registers import WIDE, Code, Matrix, code, of_three
 
 if TYPE_CHECKING:
     from model.kernels import Floats
@@ -32,14 +30,6 @@ def _add(of: Code, into: Matrix, left: Matrix, right: Matrix) -> None:
     with code.for_range(of.builder, left.rows) as loop:
         of.join(total, *(of.load(rows.at(loop.index, first), None) for rows in (left, right)))
     of.store(of.builder.load(total), into.at(first, first), None)
-
-
-def _of_three(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats], None]:
-    @intrinsic
-    def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
-        return types.none(into, left, right), generated(write)
-
-    return cast("Callable[[Floats, Floats, Floats], None]", operation)
 
 
 def _product(*, turned: bool, sign: Literal["fadd", "fsub"] | None = None) -> Callable[[Floats, Floats, Floats], None]:
@@ -65,10 +55,10 @@ def _product(*, turned: bool, sign: Literal["fadd", "fsub"] | None = None) -> Ca
         with code.for_range(builder, into.rows) as loop:
             of.parts(into.columns, lambda many, first: tile(loop.index, many, first))
 
-    return _of_three(write)
+    return of_three(write)
 
 
-add = _of_three(_add)
+add = of_three(_add)
 """Into += sum_k left[k] right[k], for each of `LANES` tasks: into (LANES,), left and right (n, LANES), whose rows must be contiguous."""
 
 fill = _product(turned=False)

@@ -44,8 +44,12 @@ class Memory:
 
     def attend(self, p_u: Floats, temperature: float, *, centred: bool) -> Floats:
         """As `attention`, of arrays and compiled."""
-        centre = self.centre.numpy() if centred else np.zeros(p_u.shape[1], p_u.dtype)
-        return attend(p_u, self.profile.numpy(), centre, temperature)
+        return attend(p_u, self.profile.numpy(), self.origin(centred=centred), temperature)
+
+    def origin(self, *, centred: bool) -> Floats:
+        """What `attention` looks at profiles less of, (d_u,)."""
+        centre = self.centre.numpy()
+        return centre if centred else np.zeros_like(centre)
 
     def to(self, device: torch.device) -> Memory:
         """The same on a device; itself where it is there already."""

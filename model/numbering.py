@@ -213,70 +213,57 @@ def last_tasks(named: Flags, user_of: Numbers, bounds: Numbers) -> tuple[Numbers
 
 
 @compiled
-def scatter(
-    rows: Numbers,
-    weights: Floats,
-    first: Flags,
-    feature_of: Numbers,
-    member: Numbers,
-    member_ends: Numbers,
-    at: Floats,
-    rest: Floats,
-    cells: Numbers,
-) -> tuple[Numbers, Floats, Numbers]:
+def scatter(of: Embedding, ends: Numbers, at: Floats, rest: Floats, cells: Numbers) -> tuple[Numbers, Floats, Numbers]:
     """The way back through `embed`: from gradients at its sums to those at the rows they are sums of, each row once in a group.
 
-    Profile ``member[m]`` of those in ``rows`` and ``weights`` (places, slots) has gradient ``at[m]`` (features size,), and at its sum over
-    all features ``rest[m]``, where ``rest`` has a number for each. The members of each group end at ``member_ends`` (G,). ``feature_of``
-    (slots,) is a slot's feature; a slot without a value has weight 0, and counts only where it is the ``first`` (slots,) of its feature,
-    whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
+    Profile m of those embedded has gradient ``at[m]`` (features size,), and ``rest[m]`` at its sum over all features, where rows have a
+    number for that. Those of each group end at ``ends`` (G,). A slot without a value has weight 0, and counts only where it is the first
+    of its feature, whose row it then names. Row numbers are below n; ``cells`` (n,) may hold anything.
 
     Returns the rows touched, group after group, their gradients, and where those of each group end.
     """
-    most, size = len(member) * rows.shape[1], at.shape[1] // (feature_of[-1] + 1)
-    width = size + (1 if len(rest) else 0)
-    found, values, ends = np.empty(most, np.int64), np.empty((most, width), at.dtype), np.empty_like(member_ends)
-    count = add_to_rows(rows, weights, first, feature_of, member, member_ends, at, rest, size, cells, found, values, ends)
-    return found[:count], values[:count], ends
+    most = len(of.which) * of.rows.shape[1]
+    found, values, found_ends = np.empty(most, np.int64), np.empty((most, of.values.shape[1]), at.dtype), np.empty_like(ends)
+    count = add_to_rows(of.rows, of.weights, of.which, of.feature_of, of.size, ends, at, rest, cells, found, values, found_ends)
+    return found[:count], values[:count], found_ends
 
 
 @borrowing
 def add_to_rows(
     rows: Numbers,
     weights: Floats,
-    first: Flags,
+    which: Numbers,
     feature_of: Numbers,
-    member: Numbers,
-    member_ends: Numbers,
+    size: int,
+    ends: Numbers,
     at: Floats,
     rest: Floats,
-    size: int,
     cells: Numbers,
     found: Numbers,
     values: Floats,
-    ends: Numbers,
+    found_ends: Numbers,
 ) -> int:
-    """The loop of `scatter`, apart as that of `embed` is. Fills ``found``, ``values`` and ``ends``; returns how many rows there are."""
+    """The loop of `scatter`, apart as that of `embed` is. Fills what is ``found``; returns how many rows there are."""
     count = begin = group = 0
-    for place in range(len(member)):
-        while place == member_ends[group]:
-            ends[group] = begin = count
+    for place in range(len(which)):
+        while place == ends[group]:
+            found_ends[group] = begin = count
             group += 1
-        profile, weight_of = rows[member[place]], weights[member[place]]
+        profile, weight_of = rows[which[place]], weights[which[place]]
         for slot in range(len(profile)):
-            if weight_of[slot] == 0 and not first[slot]:
+            if weight_of[slot] == 0 and slot > 0 and feature_of[slot] == feature_of[slot - 1]:
                 continue
             row, start = profile[slot], feature_of[slot] * size
             into, weight, source = cells[row], at.dtype.type(weight_of[slot]), at[place, start : start + size]
             if begin <= into < count and found[into] == row:
                 accumulate(values[into, :size], weight, source)
-                if len(rest):
+                if values.shape[1] > size:
                     values[into, size] += weight * rest[place]
             else:
                 cells[row], found[count] = count, row
                 scale(values[count, :size], weight, source)
-                if len(rest):
+                if values.shape[1] > size:
                     values[count, size] = weight * rest[place]
                 count += 1
-    ends[group:] = count
+    found_ends[group:] = count
     return count

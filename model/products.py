@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from model.compiled import borrowing
-from model.registers import CONTRACT, INT, WIDE, Code, Matrix, code, generated
+from model.registers import CONTRACT, INT, WIDE, Code, Matrix, code, generated, of_three
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +38,7 @@ def _signature(*kinds: types.Array, transposed: int | None = None) -> Any:  # no
     return types.none(*kinds)
 
 
-def _of_three(write: Callable[..., None], transposed: int | None = None) -> Callable[[Floats, Floats, Floats], None]:
-    @intrinsic
-    def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
-        return _signature(into, left, right, transposed=transposed), generated(write)
-
-    return cast("Callable[[Floats, Floats, Floats], None]", operation)
+_of_any_left = partial(_signature, transposed=1)
 
 
 def _of_four(write: Callable[..., None]) -> Callable[[Floats, Floats, Floats, Floats], None]:
@@ -171,11 +166,11 @@ scale = _by_number(onto=False)
 accumulate = _by_number(onto=True)
 """Into += by row."""
 
-_multiply = _of_three(_product, transposed=1)
+_multiply = of_three(_product, _of_any_left)
 _through_layer = _of_four(_product)
 _through_relu = _of_four(partial(_product, floored=True))
-_take_product = _of_three(partial(_product, taken=True), transposed=1)
-_multiply_rows = _of_three(_rows_by_rows)
+_take_product = of_three(partial(_product, taken=True), _of_any_left)
+_multiply_rows = of_three(_rows_by_rows, _signature)
 _turn = _of_two(_transpose)
 
 

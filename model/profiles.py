@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.features import Entry, Value, encode
-from model.numbering import Embedding, bags, embed, packed, scatter, slices
+from model.numbering import Embedding, bags, packed, scatter, slices
 from model.settings import Feature
 from model.tables import RowKeys, Table
 from model.texts import Index, Texts
@@ -47,7 +47,6 @@ class Profiles:
         self.slots = start
         self._feature_of = np.array([number for number, (low, high) in enumerate(self.spans) for _ in range(low, high)])
         self._starts = torch.tensor([low for low, _ in self.spans])
-        self._first_of = np.diff(self._feature_of, prepend=-1) > 0
         self._forget()
 
     def _forget(self) -> None:
@@ -180,26 +179,19 @@ class Profiles:
         """As `embed`, of the profiles at places (n,), from the table's values."""
         return self.embed(*self.encoded(places), self.table.values)
 
-    def embedding(self, places: Numbers) -> Embedding:
-        """What `embed` of `model.numbering` takes of the profiles at places, from the table's values."""
-        return self._embedding(self._rows, self._weights, places)
+    def embedding(self, places: Numbers, encoded: tuple[Numbers, Floats] | None = None) -> Embedding:
+        """What `embed` of `model.numbering` takes of the profiles at places, or of some ``encoded``, from the table's values.
 
-    def _embedding(self, rows: Numbers, weights: Floats, which: Numbers) -> Embedding:
-        return Embedding(self.table.values.numpy(), rows, weights, which, self._feature_of, len(self.spans), self.table.zero_from)
-
-    def embedded(self, rows: Numbers, weights: Floats) -> tuple[Floats, Floats]:
-        """As `embed` from the table's values, features side by side: (n, features d_e), and (n,) the sum of what is a bias.
-
-        Compiled, and a tenth of the time; autograd cannot follow it.
+        Compiled, a tenth of the time that the method takes; autograd cannot follow it.
         """
-        return embed(self._embedding(rows, weights, np.arange(len(rows))))
+        rows, weights = (self._rows, self._weights) if encoded is None else encoded
+        return Embedding(self.table.values.numpy(), rows, weights, places, self._feature_of, len(self.spans), self.table.zero_from)
 
-    def embed_back(self, places: Numbers, ends: Numbers, at: Floats, rest: Floats) -> list[tuple[RowKeys, Tensor]]:
-        """The way back through `embed`, for each group: the keys of the rows that its members touch, and the gradient at each.
+    def embed_back(self, places: Numbers, ends: Numbers, at: Floats, rest: Floats | None = None) -> list[tuple[RowKeys, Tensor]]:
+        """The way back through `embedding`, for each group: the keys of the rows that its members touch, and the gradient at each.
 
-        ``at`` (m, features d_e) and ``rest`` (m,), empty where rows have no bias, are the gradients at what was made of the profiles at
+        ``at`` (m, features d_e) and ``rest`` (m,), of rows that have a bias, are the gradients at what was made of the profiles at
         ``places`` (m,), of which those of each group end at ``ends`` (G,).
         """
-        profiles = self._rows, self._weights, self._first_of, self._feature_of
-        distinct, summed, row_ends = scatter(*profiles, places, ends, at, rest, self.table.cells)
+        distinct, summed, row_ends = scatter(self.embedding(places), ends, at, at[:0, 0] if rest is None else rest, self.table.cells)
         return [(self.table.keys_of(distinct[of]), torch.from_numpy(summed[of])) for of in slices(row_ends.tolist())]

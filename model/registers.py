@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
+
+if TYPE_CHECKING:
+    from model.kernels import Floats
 
 code: Any = cgutils  # Its builders of loops and variables have no types.
 
@@ -24,15 +28,6 @@ MANY = 10 if binding.get_host_cpu_features().get("avx512f") else 5
 
 CONTRACT = ("contract",)  # A product and a sum may be one instruction; nothing else of the order changes.
 INT, _NUMBER = ir.IntType(32), ir.IntType(64)
-
-
-def spread(builder: ir.IRBuilder, value: ir.Value, width: int) -> ir.Value:
-    """A number in all places of a register of so many."""
-    nothing, zeros = (
-        ir.Constant(ir.VectorType(value.type, width), ir.Undefined),
-        ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width),
-    )
-    return builder.shuffle_vector(builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0)), nothing, zeros)
 
 
 class Matrix:
@@ -82,7 +77,8 @@ class Code:
 
     def spread(self, value: ir.Value) -> ir.Value:
         """A number in all places of a register."""
-        return spread(self.builder, value, WIDE)
+        nothing, zeros = ir.Constant(ir.VectorType(value.type, WIDE), ir.Undefined), ir.Constant(ir.VectorType(INT, WIDE), [0] * WIDE)
+        return self.builder.shuffle_vector(self.builder.insert_element(nothing, value, ir.Constant(INT, 0)), nothing, zeros)
 
     def first(self, count: ir.Value) -> ir.Value:
         """A mask of so many places, none if there are to be fewer than none."""
@@ -182,3 +178,13 @@ def generated(write: Callable[..., None]) -> Callable[..., ir.Value]:
         return context.get_dummy_value()
 
     return generate
+
+
+def of_three(write: Callable[..., None], signature: Callable[..., Any] = types.none) -> Callable[[Floats, Floats, Floats], None]:
+    """A function (into, left, right) for loops that Numba compiles, of the code that ``write`` writes; ``signature`` may refuse types."""
+
+    @intrinsic
+    def operation(_: object, into: types.Array, left: types.Array, right: types.Array) -> tuple[Any, Any]:
+        return signature(into, left, right), generated(write)
+
+    return cast("Callable[[Floats, Floats, Floats], None]", operation)

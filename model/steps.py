@@ -190,7 +190,7 @@ def gradients(model: Mamo, batch: Batch, stepped: Stepped, at_score: Tensor, *, 
     theta_u, mixing = writings(model, batch, pulled, users)
     return Gradients(
         vectors=torch.cat([into[name].reshape(groups, -1) for name in phi], 1),
-        user_rows=model.users.embed_back(batch.user_places, batch.ends.users, at_p_u.numpy(), no_bias[:0]),
+        user_rows=model.users.embed_back(batch.user_places, batch.ends.users, at_p_u.numpy()),
         item_rows=model.items.embed_back(batch.item_places[batch.item_of.numpy()], batch.ends.items, at_p_i.numpy(), no_bias),
         theta_u=theta_u,
         mixing=mixing,

@@ -23,7 +23,7 @@ import model.compiled
 from model import adam
 from model.compiled import compiled
 from model.meta import CLOCK
-from model.numbering import number, number_once, scatter
+from model.numbering import Embedding, number, number_once, scatter
 
 TASKS = st.lists(
     st.tuples(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=5
@@ -87,16 +87,17 @@ def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
     rows, weights = rng.integers(0, 6, (7, 5)), rng.integers(0, 2, (7, 5)) * rng.random((7, 5))
     group_of = np.array(sorted(data.draw(st.lists(st.integers(0, 3), max_size=12))), np.int64)
     member, member_ends = rng.integers(0, 7, len(group_of)), np.searchsorted(group_of, np.arange(4), side="right")
-    at, rest = rng.standard_normal((len(group_of), 3, 2)), rng.standard_normal(len(group_of) * data.draw(st.integers(0, 1)))
-    width = 3 if len(rest) else 2
+    width = data.draw(st.integers(2, 3))
+    at, rest = rng.standard_normal((len(group_of), 3, 2)), rng.standard_normal(len(group_of))
     expected: list[dict[int, np.ndarray]] = [{} for _ in range(4)]
     for place, (of, profile) in enumerate(zip(group_of, member, strict=True)):
         for slot in range(5):
             if weights[profile, slot] or first[slot]:
                 row = int(rows[profile, slot])
-                own = [*at[place, feature_of[slot]], *rest[place : place + 1]]
+                own = [*at[place, feature_of[slot]], rest[place]][:width]
                 expected[of][row] = expected[of].get(row, np.zeros(width)) + weights[profile, slot] * np.array(own)
-    found, values, ends = scatter(rows, weights, first, feature_of, member, member_ends, at.reshape(-1, 6), rest, np.full(6, 2))
+    of_all = Embedding(np.zeros((6, width)), rows, weights, member, feature_of, 3, 2)
+    found, values, ends = scatter(of_all, member_ends, at.reshape(-1, 6), rest, np.full(6, 2))
     assert found.tolist() == [row for group in expected for row in group]
     assert ends.tolist() == np.cumsum([len(group) for group in expected]).tolist()
     np.testing.assert_allclose(values, np.array([value for group in expected for value in group.values()]).reshape(-1, width), atol=1e-12)
