@@ -171,7 +171,12 @@ class _Run:
             self.replayer.seen.state = f"sending {topic}"
             if not until(lambda: self.replayer is not None and self.replayer.code == 0):
                 return False
-        return until(self.all_scored)
+        if not until(self.all_scored):
+            return False
+        # Their last step may be committed and not yet told.
+        deadline = time.monotonic() + 5
+        until(lambda: self.scored() >= self.sent or any(worker.code is not None for worker in self.workers) or time.monotonic() > deadline)
+        return True
 
     def look(self) -> None:
         """See how all are. Raises `ProcessEnded` for one that cannot be done without."""
@@ -225,11 +230,6 @@ class _Run:
 
     def history(self) -> History:
         """What a run journal would say: the time by the log's own clock, from the first interaction's append to the last score's."""
-        # Their last step may be committed and not yet told.
-        deadline = time.monotonic() + 5
-        while self.scored() < self.sent and all(worker.code is None for worker in self.workers) and time.monotonic() < deadline:
-            time.sleep(0.1)
-            self.look()
         first = min(record.timestamp for tp in self._of("interactions") for record in islice(present(self.log, [tp], at_once=1), 1))
         last = max(record.timestamp for record in self._last_of("scores"))
         history = History(runs=1, events_processed=self.scored(), seconds=(last - first) / 1000)
