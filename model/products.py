@@ -143,16 +143,18 @@ def _by_number(*, onto: bool) -> Callable[[Floats, np.floating, Floats], None]:
     def operation(_: object, into: types.Array, by: types.Float, row: types.Array) -> tuple[Any, Any]:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
             of = Code(context, builder, signature.args[::2], arguments[::2])
-            (target, source), factor, first = of.matrices, of.spread(arguments[1]), of.number(0)
+            (target, source), first = of.matrices, of.number(0)
 
-            def work(column: ir.Value, mask: ir.Value | None) -> None:
-                value = builder.fmul(factor, of.load(source.at(first, column), mask), flags=CONTRACT)
+            def work(column: ir.Value, width: int) -> None:
+                register = ir.VectorType(of.element, width)
+                there, here = (builder.bitcast(each.at(first, column), register.as_pointer()) for each in (target, source))
+                factors = of.spread(arguments[1], width)
+                value = builder.fmul(factors, builder.load(here, align=of.size), flags=CONTRACT)
                 if onto:
-                    value = builder.fadd(of.load(target.at(first, column), mask), value, flags=CONTRACT)
-                of.store(value, target.at(first, column), mask)
+                    value = builder.fadd(builder.load(there, align=of.size), value, flags=CONTRACT)
+                builder.store(value, there, align=of.size)
 
-            with of.blocks(target.columns, WIDE) as (column, rest):
-                of.by_mask(rest, lambda mask: work(column, mask))
+            of.by_halves(target.columns, work)
             return context.get_dummy_value()
 
         return types.none(into, by, row), generate

@@ -57,7 +57,7 @@ class Profiles:
         self._free: list[int] = []
         self._rows = np.zeros((64, self.slots), np.int64)
         self._weights = np.zeros((64, self.slots), np.float32)
-        self._cells = np.zeros((2, 0), np.int64)
+        self._cells = np.zeros((0, 2), np.int64)
         self._layout = self.table.layout
 
     def set(self, key: str, features: Mapping[str, Value] | None) -> None:
@@ -147,8 +147,8 @@ class Profiles:
     def cells(self) -> Numbers:
         """Room for two numbers beside each place, for `number`."""
         # Made once: in a large catalogue most of the work of new room would be the system's, which clears each page when it is touched.
-        if self._cells.shape[1] != len(self._rows):
-            self._cells = np.zeros((2, len(self._rows)), np.int64)
+        if len(self._cells) != len(self._rows):
+            self._cells = np.zeros((len(self._rows), 2), np.int64)
         return self._cells
 
     def encoded(self, places: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from model.kernels import Floats
 
 code: Any = cgutils  # Its builders of loops and variables have no types.
@@ -75,9 +78,9 @@ class Code:
         """So many further on."""
         return self.builder.add(value, self.number(by))
 
-    def spread(self, value: ir.Value) -> ir.Value:
+    def spread(self, value: ir.Value, width: int = WIDE) -> ir.Value:
         """A number in all places of a register."""
-        nothing, zeros = ir.Constant(ir.VectorType(value.type, WIDE), ir.Undefined), ir.Constant(ir.VectorType(INT, WIDE), [0] * WIDE)
+        nothing, zeros = ir.Constant(ir.VectorType(value.type, width), ir.Undefined), ir.Constant(ir.VectorType(INT, width), [0] * width)
         return self.builder.shuffle_vector(self.builder.insert_element(nothing, value, ir.Constant(INT, 0)), nothing, zeros)
 
     def first(self, count: ir.Value) -> ir.Value:
@@ -160,6 +163,21 @@ class Code:
                 builder.branch(done)
             builder.position_at_end(done)
 
+    def by_halves(self, count: ir.Value, work: Callable[[ir.Value, int], None]) -> None:
+        """Do work on registers of so many numbers and then on what is left, each half as wide: where it begins, and how wide it is.
+
+        A register that a mask has written is not at hand when it is read next: one that is read again and again is waited for.
+        """
+        builder = self.builder
+        whole = builder.and_(count, self.number(-WIDE))
+        with code.for_range(builder, builder.udiv(whole, self.number(WIDE))) as loop:
+            work(builder.mul(loop.index, self.number(WIDE)), WIDE)
+        width = WIDE // 2
+        while width:
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(count, self.number(width)), self.number(0))):
+                work(builder.and_(count, self.number(-2 * width)), width)
+            width //= 2
+
     def by_mask(self, left: ir.Value, work: Callable[[ir.Value | None], None]) -> None:
         """Do work on whole registers where ``left`` numbers fill one, else with a mask."""
         with self.builder.if_else(self.builder.icmp_signed(">=", left, self.number(WIDE))) as (whole, part):
@@ -188,3 +206,26 @@ def of_three(write: Callable[..., None], signature: Callable[..., Any] = types.n
         return signature(into, left, right), generated(write)
 
     return cast("Callable[[Floats, Floats, Floats], None]", operation)
+
+
+@intrinsic
+def _ask_for(_: object, rows: types.Array, row: types.Integer) -> tuple[Any, Any]:  # noqa: ARG001  types
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:  # noqa: ANN401  Numba's
+        array, pointer = context.make_array(signature.args[0])(context, builder, arguments[0]), code.voidptr_t
+        shape, strides = (code.unpack_tuple(builder, each) for each in (array.shape, array.strides))
+        ask = code.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [pointer, INT, INT, INT]), "llvm.prefetch.p0i8")
+        places = [builder.mul(arguments[1], strides[0])]
+        if len(shape) > 1:
+            # The first line of memory and the last: of a row of more the processor guesses the others by then.
+            size = builder.mul(shape[1], ir.Constant(_NUMBER, context.get_abi_sizeof(array.data.type.pointee)))
+            places.append(builder.add(places[0], builder.sub(size, ir.Constant(_NUMBER, 1))))
+        for place in places:
+            where = builder.gep(builder.bitcast(array.data, pointer), [place])
+            builder.call(ask, [where, *(ir.Constant(INT, value) for value in (0, 3, 1))])  # To read, into the nearest cache, as data.
+        return context.get_dummy_value()
+
+    return types.none(rows, types.int64), generate
+
+
+ask_for = cast("Callable[[NDArray[np.generic], int], None]", _ask_for)
+"""Ask memory for a row of an array, (n,) or (n, m) with contiguous rows, that is read soon. Any row may be named; nothing else happens."""

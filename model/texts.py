@@ -16,6 +16,7 @@ import numpy as np
 from model.compiled import borrowing, compiled
 from model.numbering import packed
 from model.packing import array_of, rows_of
+from model.registers import ask_for
 from model.words import loaded, mixed
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ FIRST = 2
 
 WHOLE, ODD = np.uint64(2**64 - 1), np.uint64(0x9E3779B97F4A7C15)
 """All bits of a word; what hashes multiply by, whose bits look like chance."""
+
+TOGETHER = 256
+"""Texts that are looked up side by side, few enough for what is asked for to stay in the nearest cache."""
 
 LOOSE = 64
 """Bytes of a buffer for each of its texts, up to which it is read as a whole."""
@@ -286,28 +290,30 @@ def repacked(keys: Bytes, spans: Numbers, left: Numbers) -> tuple[Bytes, int]:
 def numbers_of(buffer: Bytes, texts: Numbers, secret: np.uint64, keys: Bytes, spans: Numbers, slots: Hashes) -> tuple[Numbers, int]:
     """As `Index.of`, of texts (n, 2) in ``buffer``.
 
-    In passes, each of which reads one place for each text that waits for no other: of a million keys nothing is in the processor's caches,
-    and what is read at the same time is waited for once.
+    In passes, each of which asks for what the next reads: of a million keys nothing is in the processor's caches, and what is asked for at
+    the same time is waited for once.
     """
     count, mask = len(texts), np.uint64(len(slots) - 1)
-    wanted, words = np.empty(count, np.uint64), np.empty(count, np.uint64)
-    found, at, unknown = np.full(count, -1, np.int64), np.empty((count, 2), np.int64), 0
-    for place in range(count):
-        wanted[place] = hashed(buffer, texts[place, 0], texts[place, 1], secret)
-    for place in range(count):
-        words[place] = slots[np.int64(wanted[place] & mask)]
-    for place in range(count):
-        if same_half(words[place], wanted[place]):
-            found[place] = number_in(words[place])
-            number = found[place]
-            at[place, 0], at[place, 1] = spans[number, 0], spans[number, 1]
-    for place in range(count):
-        start, end = texts[place, 0], texts[place, 1]
-        if found[place] < 0 or not same(buffer, start, end, keys, at[place, 0], at[place, 1]):
-            # The slot is another key's, or empty.
-            slot = find(buffer, start, end, wanted[place], keys, spans, slots)
-            found[place] = number_in(slots[slot]) if slot >= 0 else -1
-            unknown += slot < 0
+    wanted, found, unknown = np.empty(TOGETHER, np.uint64), np.empty(count, np.int64), 0
+    for begin in range(0, count, TOGETHER):
+        several = range(begin, min(begin + TOGETHER, count))
+        for place in several:
+            wanted[place - begin] = hashed(buffer, texts[place, 0], texts[place, 1], secret)
+            ask_for(slots, int(np.int64(wanted[place - begin] & mask)))
+        for place in several:
+            hashes = wanted[place - begin]
+            word = slots[np.int64(hashes & mask)]
+            found[place] = number_in(word) if same_half(word, hashes) else -1
+            ask_for(spans, max(0, found[place]))
+        for place in several:
+            ask_for(keys, spans[max(0, found[place]), 0])
+        for place in several:
+            start, end, number = texts[place, 0], texts[place, 1], found[place]
+            if number < 0 or not same(buffer, start, end, keys, spans[number, 0], spans[number, 1]):
+                # The slot is another key's, or empty.
+                slot = find(buffer, start, end, wanted[place - begin], keys, spans, slots)
+                found[place] = number_in(slots[slot]) if slot >= 0 else -1
+                unknown += slot < 0
     return found, unknown
 
 

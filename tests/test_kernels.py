@@ -48,7 +48,8 @@ def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: 
     def rated(values: list[int]) -> np.ndarray:
         return np.array([(value, rating_of[value]) for value in values]).reshape(-1, 2)
 
-    found = number(rated(held), np.array(ends), lengths, np.array(at), queries, rated(asked), sizes, np.full((2, 10), 3), np.empty(0))
+    cells = rng.integers(-2, 12, (10, 2))
+    found = number(rated(held), np.array(ends), lengths, np.array(at), queries, rated(asked), sizes, cells, np.empty(0))
     expected = [list(dict.fromkeys(value for support, query in group for value in support + query)) for group in groups]
     assert found.distinct[found.item_of].tolist() == [value for part in expected for value in part]
     assert found.distinct.tolist() == list(dict.fromkeys(value for part in expected for value in part))
@@ -69,7 +70,7 @@ def test_numbers_are_given_in_the_order_of_first_coming_once_in_a_group(groups: 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=4))
 def test_users_are_numbered_once_in_a_group(groups: list[list[int]]) -> None:
-    numbers, firsts, ends = number_once(np.array(list(chain(*groups))), np.array([len(group) for group in groups]), np.full((2, 6), 2))
+    numbers, firsts, ends = number_once(np.array(list(chain(*groups))), np.array([len(group) for group in groups]), np.full((6, 2), 2))
     places = iter(numbers.tolist())
     kept = np.array(list(chain(*groups)))[firsts].tolist()
     begin = 0
@@ -103,25 +104,25 @@ def test_gradients_reach_each_row_once_in_a_group(data: st.DataObject) -> None:
     np.testing.assert_allclose(values, np.array([value for group in expected for value in group.values()]).reshape(-1, width), atol=1e-12)
 
 
-@given(st.integers(0, 1000), st.sampled_from([1, 5, CLOCK + 3]), st.sampled_from([0.0, 0.003, 50.0]))
-def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: int, decay: float) -> None:
+@given(st.integers(0, 1000), st.sampled_from([1, 5, CLOCK + 3]), st.sampled_from([0.0, 0.003, 50.0]), st.sampled_from([3, 16, 21]))
+def test_rows_follow_their_gradient_and_catch_up_with_decay(seed: int, count: int, decay: float, width: int) -> None:
     rng, rate, b2, scale = np.random.default_rng(seed), 0.01, 0.999, 0.25
-    values, moments, gradient = rng.standard_normal((6, 3)), rng.random((6, 4)), rng.standard_normal((2, 3))
-    moments[:, 3] = rng.integers(0, 5, 6)
+    values, moments, gradient = rng.standard_normal((6, width)), rng.random((6, width + 1)), rng.standard_normal((2, width))
+    moments[:, width] = rng.integers(0, 5, 6)
     rows = rng.choice(6, 2, replace=False)
     expected, after = values.copy(), moments.copy()
     for slope, row in zip(gradient * scale, rows, strict=True):
-        waited, unbiased = (count - moments[row, 3]) % CLOCK, 1 - b2**count
-        for k in range(3):
+        waited, unbiased = (count - moments[row, width]) % CLOCK, 1 - b2**count
+        for k in range(width):
             second, value = moments[row, k] * b2**waited, values[row, k]
-            if moments[row, 3]:
+            if moments[row, width]:
                 steps = (1 - math.sqrt(b2) ** waited) / (1 - math.sqrt(b2))
                 p = rate * decay * steps / (math.sqrt(second / unbiased) + 1e-8) / 2
                 shrunk = abs(value) / (1 + p + p**2 / 2 + p**3 / 6 + p**4 / 24) ** 2
                 value = math.copysign(max(shrunk, abs(value) - rate * waited), value)
             second += (1 - b2) * slope[k] ** 2
             expected[row, k], after[row, k] = value - rate * slope[k] / (math.sqrt(second / unbiased) + 1e-8), second
-        after[row, 3] = count % CLOCK
+        after[row, width] = count % CLOCK
     adam.follow_rows(values, moments, rows, gradient, scale, rate, decay, b2, count, CLOCK)
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     np.testing.assert_allclose(moments, after, rtol=1e-12)

@@ -182,6 +182,7 @@ def test_nothing_is_read_outside_of_what_an_index_holds(monkeypatch: pytest.Monk
     for name in ("word", "hashed", "same", "same_words", "same_half", "number_in", "find"):
         monkeypatch.setattr(f"model.texts.{name}", as_python(getattr(model.texts, name)))
     monkeypatch.setattr("model.texts.loaded", eight_bytes)
+    monkeypatch.setattr("model.texts.ask_for", lambda rows, row: None)
     monkeypatch.setattr("model.texts.mixed", lambda left, right: folded(int(left) * int(right)))
     asked = texts(["unknown", "zero", "", "g39", "of more than one word", "g1"])
     with np.errstate(over="ignore"):
