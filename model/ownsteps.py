@@ -6,8 +6,13 @@ as in `model.steps`.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -150,7 +155,28 @@ def start(model: Mamo, phi: dict[str, Floats]) -> Layers:
 @cache
 def pool(threads: int) -> ThreadPoolExecutor:
     """So many threads, which stay."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="steps")
+    return ThreadPoolExecutor(threads, thread_name_prefix="steps", initializer=lambda: HELPING.append(threading.get_native_id()))
+
+
+HELPING: list[int] = []
+"""The threads of all pools, as Linux numbers them."""
+
+
+def send_elsewhere() -> None:
+    """Have helping threads wake on any core but this one.
+
+    In a virtual machine Linux takes an idle core for one that the host has taken back, and wakes a thread on the core of who calls it.
+    There both take turns until, some milliseconds later, the other core is seen to be free: longer than there is work.
+    """
+    if sys.platform == "linux" and (others := os.sched_getaffinity(0) - {_libc().sched_getcpu()}):
+        for thread in HELPING:
+            with suppress(OSError):  # Where that is not allowed they wake as they would.
+                os.sched_setaffinity(thread, others)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def share_out(layers: Layers, given: Given, found: Found) -> None:
@@ -167,6 +193,7 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
         for cut in cuts:
             stepkernels.adapt(layers, given, found, room, *cut)
 
+    send_elsewhere()
     others = [pool(threads - 1).submit(run) for _ in range(min(threads, slices) - 1)]
     try:
         run()

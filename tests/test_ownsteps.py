@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from copy import deepcopy
@@ -172,3 +174,20 @@ def parameters(model: Mamo, own: ownsteps.Own, room: stepkernels.Room, task: int
         attention = torch.from_numpy(given.attention[given.user_of[task]])
         start = start - layers.tau * attention @ model.memory.gradient[:, : len(start)]
     return found | {"user.0.weight": start[:-d].view(-1, d) - torch.outer(p_u, of_user), "user.0.bias": start[-d:] - of_user}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux alone")
+def test_helping_threads_wake_on_another_core_and_on_any_there_is() -> None:
+    cores = os.sched_getaffinity(0)
+    model, tasks = small_model(**PAPER), [task._replace(user=f"u{number}") for number in range(8) for task in TASKS]
+    torch.set_num_threads(2)
+    try:
+        expected = adapt(model, tasks, learning=False).prediction.score
+        for own in [{core} for core in cores] + [cores]:
+            os.sched_setaffinity(0, own)
+            assert torch.equal(adapt(model, tasks, learning=False).prediction.score, expected)
+            for thread in ownsteps.HELPING if len(own) > 1 else ():
+                assert len(os.sched_getaffinity(thread)) == len(cores) - 1
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(1)
