@@ -30,7 +30,7 @@ from rich.table import Table
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.gradient_peers import bare, by_lean_loop, by_loop, by_vmap
-from benchmarks.measuring import in_a_row, machine, rates, ratios, spread, timed
+from benchmarks.measuring import in_a_row, keep_memory, machine, rates, ratios, spread, timed
 from benchmarks.performance import save
 from consumers.demo_files import SETTINGS as DEMO
 from consumers.histories import history_of_encoded
@@ -272,6 +272,7 @@ def main(
     catalogue: Annotated[int | None, typer.Option(help="Only the best of so many items, closed form.", min=1)] = None,
 ) -> None:
     """Measure users a second, the median of all repetitions; ratios are medians over turns."""
+    keep_memory()
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)  # As in a worker. What peers multiply by is torch's own.
     if catalogue is not None:
         runs = []

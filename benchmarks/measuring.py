@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -15,6 +16,9 @@ import numba
 import numpy as np
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's ``mallopt``: how much unused memory at the end is kept, and how many pieces are asked of the system by themselves."""
+
 SETTLED = 0.01
 """Seconds by when GNU's OpenMP threads, and so those of torch from PyPI, wait busily no more: until then they take a core from the next."""
 
@@ -25,6 +29,14 @@ def settle() -> None:
         until = time.perf_counter() + SETTLED
         while time.perf_counter() < until:
             pass
+
+
+def keep_memory() -> None:
+    """Have glibc give no memory back to the system: else one call's is given back in the next, and asked for anew in the one after."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def timed(calls: Mapping[str, Callable[[], object]], seconds: float, *, least: int = 3) -> dict[str, list[float]]:
