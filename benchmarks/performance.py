@@ -224,21 +224,28 @@ def state_rates(measured: Run) -> str:
     )
 
 
+def described(machine: Mapping[str, Any]) -> str:
+    """What a file's figures were measured on."""
+    processor = machine.get("processor") or "a processor that was not noted"
+    return f"{machine['cores']} cores of {processor}, Python {machine['python']}, {machine['system']}"
+
+
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its place in the page."""
     measured = json.loads((results / "end-to-end.json").read_text())
     kinds: dict[str, list[Run]] = {}
     for run in measured["runs"]:
         kinds.setdefault(run["kind"], []).append(run)
-    machine = measured["machine"]
 
     restored = json.loads((results / "restore.json").read_text())
 
     def runs(name: str, kind: str = "") -> list[Run]:
         return [run for run in json.loads((results / name).read_text())["runs"] if not kind or run["kind"] == kind]
 
-    return {
-        "machine": f"{machine['cores']} cores, Python {machine['python']}, {machine['system']}",
+    files = {"end-to-end": measured, "restore": restored} | {
+        name: json.loads((results / f"{name}.json").read_text()) for name in ("adaptation", "large-catalogue", "stream", "growth")
+    }
+    return {f"machine of {name}": described(file["machine"]) for name, file in files.items()} | {
         "throughput": throughput(kinds["capacity"]),
         "workers": workers(kinds.get("workers", [])),
         "stages": stages(kinds["capacity"]),
