@@ -111,7 +111,7 @@ def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: s
     one, other = (value.detach().cpu().double().numpy() for value in (found, expected))
     assert one.shape == other.shape, what
     assert np.isfinite(other).all(), what
-    scale = max(FLOOR, *(float(value.detach().abs().max()) for value in (expected, terms) if value is not None and value.numel()))
+    scale = max([FLOOR, *(float(value.detach().abs().max()) for value in (expected, terms) if value is not None and value.numel())])
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=what)
 
 
