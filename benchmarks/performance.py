@@ -232,19 +232,15 @@ def described(machine: Mapping[str, Any]) -> str:
 
 def sections(results: Path = RESULTS) -> dict[str, str]:
     """Every table by the name of its place in the page."""
-    measured = json.loads((results / "end-to-end.json").read_text())
+    names = ("end-to-end", "adaptation", "large-catalogue", "stream", "restore", "growth")
+    files = {name: json.loads((results / f"{name}.json").read_text()) for name in names}
     kinds: dict[str, list[Run]] = {}
-    for run in measured["runs"]:
+    for run in files["end-to-end"]["runs"]:
         kinds.setdefault(run["kind"], []).append(run)
 
-    restored = json.loads((results / "restore.json").read_text())
-
     def runs(name: str, kind: str = "") -> list[Run]:
-        return [run for run in json.loads((results / name).read_text())["runs"] if not kind or run["kind"] == kind]
+        return [run for run in files[name]["runs"] if not kind or run["kind"] == kind]
 
-    files = {"end-to-end": measured, "restore": restored} | {
-        name: json.loads((results / f"{name}.json").read_text()) for name in ("adaptation", "large-catalogue", "stream", "growth")
-    }
     return {f"machine of {name}": described(file["machine"]) for name, file in files.items()} | {
         "throughput": throughput(kinds["capacity"]),
         "workers": workers(kinds.get("workers", [])),
@@ -252,14 +248,14 @@ def sections(results: Path = RESULTS) -> dict[str, str]:
         "latency": latency(kinds["latency"]),
         "disturbed": latency(kinds["disturbed"]),
         "sustained": latency(kinds["sustained"]),
-        "adaptation": adaptation(runs("adaptation.json", "adaptation")),
-        "limit": limit(runs("adaptation.json", "adaptation")),
-        "catalogue": catalogue(runs("adaptation.json", "catalogue")),
-        "large-catalogue": large_catalogue(runs("large-catalogue.json")),
-        "growth": growth(runs("growth.json")),
-        "stream": stream(runs("stream.json")),
-        "restorations": restorations(restored),
-        "state-rates": state_rates(restored),
+        "adaptation": adaptation(runs("adaptation", "adaptation")),
+        "limit": limit(runs("adaptation", "adaptation")),
+        "catalogue": catalogue(runs("adaptation", "catalogue")),
+        "large-catalogue": large_catalogue(runs("large-catalogue")),
+        "growth": growth(runs("growth")),
+        "stream": stream(runs("stream")),
+        "restorations": restorations(files["restore"]),
+        "state-rates": state_rates(files["restore"]),
     }
 
 

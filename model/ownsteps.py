@@ -193,7 +193,8 @@ def share_out(layers: Layers, given: Given, found: Found) -> None:
         for cut in cuts:
             stepkernels.adapt(layers, given, found, room, *cut)
 
-    send_elsewhere()
+    if slices > 1:
+        send_elsewhere()
     others = [pool(threads - 1).submit(run) for _ in range(min(threads, slices) - 1)]
     try:
         run()
